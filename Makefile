@@ -1,0 +1,40 @@
+# Every command that README and CONTRIBUTING name. `make demo` and `make test` set up what they miss.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint types bench clean help
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	$(BIN)/xinv doctor --prepare
+	touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+demo: .venv/demo ## audit real digits end to end; writes runs/demo/report.html
+	$(BIN)/xinv audit configs/demo.yaml
+
+lint: .venv/dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev ## mypy
+	$(BIN)/mypy
+
+test: lint types ## lint, types and the default tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/dev ## the suites that take minutes: whole audits, kills, resumes
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/dev ## the figures of tests/bench
+	$(BIN)/python tests/bench/demo_cost.py
+
+clean:           ## removes the environment and caches, never a run
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

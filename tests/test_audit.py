@@ -1,0 +1,140 @@
+"""A whole audit by the user's own command, on two ranks under Ray Train, and what becomes of it afterwards."""
+
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audits import audit, scores_of
+
+from xinv.train.weights import load_inverter
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The runs folder of a finished small audit, and what the command said."""
+    runs = tmp_path_factory.mktemp("audit") / "runs"
+    finished = audit(runs)
+    log = runs / "demo" / "log.txt"
+    assert finished.returncode == 0, finished.stderr + (log.read_text()[-3000:] if log.exists() else "")
+    return runs, finished
+
+
+Done = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_the_screen_shows_a_line_a_stage_and_the_table_and_no_chatter(done: Done) -> None:
+    runs, finished = done
+    lines = [line for line in finished.stdout.splitlines() if line.strip()]
+    stages = [line for line in lines if line.startswith("✓")]
+    assert [line.split()[1].rstrip(":") for line in stages] == [
+        "Images", "Target", "Evaluator", "Releases", "Inverter", "Inverter", "Inverter", "Scores", "Report",
+    ]  # fmt: skip
+    assert finished.stderr == ""
+    assert not any(word in finished.stdout for word in ("WARNING", "DeepSpeed", "wandb", "ray::", "Traceback"))
+    assert "Report:" in lines[-1]
+    assert "built successfully" in (runs / "demo" / "log.txt").read_text()
+
+
+def test_scores_hold_every_attack_and_control_with_intervals(done: Done) -> None:
+    scores = scores_of(done[0])
+    attacks = ["prediction_only", "flatten_unet:gradient", "flatten_unet:grad_cam"]
+    controls = ["mean_image", "other_image:flatten_unet:gradient", "other_image:flatten_unet:grad_cam"]
+    assert [row["attack"] for row in scores["rows"]] == attacks + controls
+    assert [leak["attack"] for leak in scores["leaks"]] == (attacks + controls)[1:]
+    for row in scores["rows"]:
+        assert row["n"] == 24 and row["partition"] == "victim"
+        assert set(row["metrics"]) == {"mse", "psnr", "ssim", "embedding_similarity", "attack_accuracy_top1"}
+        for interval in row["metrics"].values():
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+    by_name = {row["attack"]: row for row in scores["rows"]}
+    # 10 logits of 4 bytes; a gradient of 32 x 32 floats
+    assert by_name["prediction_only"]["released_bytes"] == 40
+    assert by_name["flatten_unet:gradient"]["released_bytes"] == 40 + 4 * 32 * 32
+    for leak in scores["leaks"]:
+        for name, interval in leak["metrics"].items():
+            own, base = (by_name[attack]["metrics"][name]["mean"] for attack in (leak["attack"], leak["baseline"]))
+            assert interval["difference"] == pytest.approx(own - base, abs=1e-9)
+
+
+def test_samples_and_pictures_agree_with_the_table(done: Done) -> None:
+    runs, _ = done
+    (folder,) = (runs / "stages").glob("scores-*")
+    with np.load(folder / "samples.npz", allow_pickle=False) as samples, np.load(folder / "pictures.npz") as pictures:
+        for row in scores_of(runs)["rows"]:
+            values = samples[f"{row['attack']}/mse"]
+            assert values.shape == (24,)
+            assert values.mean() == pytest.approx(row["metrics"]["mse"]["mean"], rel=1e-6)
+        assert pictures["original"].shape == (4, 32, 32, 1)
+        assert pictures["map:grad_cam"].shape[0] == 4
+
+
+def test_what_is_sensitive_is_private_and_nothing_is_pickled(done: Done) -> None:
+    runs, _ = done
+    for folder in (runs / "demo", runs / "stages", *(runs / "stages").iterdir()):
+        if folder.is_dir():
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    assert not [path for path in runs.rglob("*") if path.suffix in (".pkl", ".pt", ".pth")]
+
+
+def test_events_and_offline_wandb_tell_the_trainings(done: Done) -> None:
+    runs, _ = done
+    events = [json.loads(line) for line in (runs / "demo" / "events.jsonl").read_text().splitlines()]
+    series = {event["series"] for event in events if event["kind"] == "metrics"}
+    assert series == {"target", "evaluator", "prediction_only", "flatten_unet + gradient", "flatten_unet + grad_cam"}
+    assert list((runs / "demo" / "wandb").glob("offline-run-*/*.wandb"))
+    assert not list((runs / "demo" / "wandb").rglob("*.png"))
+
+
+def test_the_exported_inverter_is_the_one_that_was_scored(done: Done) -> None:
+    runs, _ = done
+    folders = list((runs / "stages").glob("inverter-*"))
+    assert len(folders) == 3
+    for folder in folders:
+        network = load_inverter(folder)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert sum(parameter.numel() for parameter in network.parameters()) == summary["parameters"]
+
+
+def test_the_same_command_again_keeps_everything(done: Done, tmp_path: Path) -> None:
+    runs, _ = done
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.tar")}
+    scores = (runs / "demo" / "scores.json").read_bytes()
+    again = audit(runs)
+    assert again.returncode == 0, again.stderr
+    assert all("(kept)" in line for line in again.stdout.splitlines() if line.startswith("✓"))
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.tar")} == before
+    assert (runs / "demo" / "scores.json").read_bytes() == scores
+
+
+def test_another_configuration_does_not_take_over_the_run_folder(done: Done) -> None:
+    refused = audit(done[0], "seed=9")
+    assert refused.returncode == 2
+    assert "seed was 0 and is 9 now" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_another_audit_shares_the_stages_they_have_in_common(done: Done) -> None:
+    runs, _ = done
+    finished = audit(runs, "name=second", "--until", "target")
+    assert finished.returncode == 0
+    assert finished.stdout.count("(kept)") == 3
+
+
+def test_a_broken_shard_ends_the_audit_before_work_is_lost(done: Done, tmp_path: Path) -> None:
+    """A flipped byte in a finished set, noticed by the next stage that reads it, in a process of the group."""
+    runs = tmp_path / "runs"
+    shutil.copytree(done[0], runs)
+    shutil.rmtree(runs / "demo")
+    for stage in (*(runs / "stages").glob("inverter-*"), *(runs / "stages").glob("scores-*")):
+        shutil.rmtree(stage)
+    (shard,) = (runs / "stages").glob("releases-*/attack/000001.tar")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    broken = audit(runs)
+    assert broken.returncode == 2, broken.stdout + broken.stderr
+    assert "000001.tar" in broken.stderr and "Traceback" not in broken.stderr
+    assert len(broken.stderr.strip().splitlines()) <= 3

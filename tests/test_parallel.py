@@ -1,0 +1,96 @@
+"""Mapping tasks over Ray actors: order, errors as they were raised, retries of lost processes."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xinv import parallel
+from xinv.errors import InputError, WorkError
+
+SETTINGS = parallel.WorkerSettings(max_failures=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    parallel.connect(SETTINGS)
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import the tests
+    yield
+    parallel.disconnect()
+
+
+def work() -> Callable[[tuple[str, str]], str]:
+    """Built in the actor: a function that does what its task says."""
+
+    def run(task: tuple[str, str]) -> str:
+        kind, text = task
+        if kind == "input":
+            raise InputError(text)
+        if kind == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", text)
+        if kind == "bug":
+            raise ZeroDivisionError(text)
+        if kind == "die once":
+            flag = Path(text)
+            if not flag.exists():
+                flag.touch()
+                os._exit(1)
+        if kind == "die":
+            os._exit(1)
+        return text.upper()
+
+    return run
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    seen: list[tuple[float, float]] = []
+    tasks = [("say", f"word {number}") for number in range(20)]
+    results = parallel.map_tasks(
+        work, tasks, settings=SETTINGS, progress=lambda done, total, note: seen.append((done, total))
+    )
+    assert results == [f"WORD {number}" for number in range(20)]
+    assert seen[0] == (0, 20) and seen[-1] == (20, 20)
+
+
+def test_a_lost_process_is_replaced_and_its_task_tried_again(tmp_path: Path) -> None:
+    tasks = [("say", "a"), ("die once", str(tmp_path / "FLAG")), ("say", "b")]
+    assert parallel.map_tasks(work, tasks, settings=SETTINGS)[1] == str(tmp_path / "FLAG").upper()
+
+
+def test_a_task_that_always_loses_its_process_ends_the_work() -> None:
+    with pytest.raises(WorkError, match="lost its process 2 times"):
+        parallel.map_tasks(work, [("die", "x")], settings=SETTINGS)
+
+
+def test_errors_come_back_as_they_were_raised() -> None:
+    with pytest.raises(InputError, match=r"^shard 3 is cut$"):
+        parallel.map_tasks(work, [("input", "shard 3 is cut")], settings=SETTINGS)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        parallel.map_tasks(work, [("full", "/data/x.tar")], settings=SETTINGS)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(WorkError, match="ZeroDivisionError"):
+        parallel.map_tasks(work, [("bug", "x")], settings=SETTINGS)
+
+
+def test_too_many_workers_are_refused_with_the_arithmetic() -> None:
+    import ray
+
+    cpus = ray.cluster_resources()["CPU"]
+    asked = parallel.WorkerSettings(count=1000, cpus=3)
+    with pytest.raises(InputError, match=rf"has {cpus:g} CPU; 1000 training processes of 3 CPU each need 3000"):
+        parallel._check_size(asked)
+    parallel.connect(SETTINGS)  # the refusal left the cluster
+
+
+def test_a_dead_address_is_given_up_within_the_limit() -> None:
+    parallel.disconnect()
+    try:
+        with pytest.raises(InputError, match=r"No Ray cluster answers at 127\.0\.0\.1:1 "):
+            parallel.connect(parallel.WorkerSettings(address="127.0.0.1:1", start_limit=5))
+    finally:
+        parallel.connect(SETTINGS)

@@ -1,0 +1,421 @@
+"""The stages of an audit in order, each one a function of its settings and of what it reads.
+
+    images -> target, evaluator -> releases -> inverters -> scores -> report
+
+Run from Python:
+
+    from pathlib import Path
+    from xinv import audit, config
+
+    scores = audit.run(config.load(Path("configs/demo.yaml"), ["name=mine", "workers.count=1"]))
+    for leak in scores["leaks"]:
+        print(leak["attack"], leak["metrics"]["mse"])
+"""
+
+import contextlib
+import functools
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from xinv.config import AuditConfig, ClassifierPart, bind, dump
+from xinv.data.build import build_images
+from xinv.data.shards import Index
+from xinv.data.sources import open_source
+from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
+from xinv.leak.score import ORIGINALS, Attack, Scorer, table
+from xinv.parallel import WorkerSettings, disconnect, map_tasks
+from xinv.progress import Progress, silent
+from xinv.provenance import git_revision, machine, versions
+from xinv.release.methods import METHODS
+from xinv.release.precompute import precompute
+from xinv.stage import Finished, Store, lock
+from xinv.track import Tracker
+from xinv.train.loop import TrainJob
+from xinv.train.run import TrainingGroup
+from xinv.train.weights import ClassifierSpec, InverterSpec, load_classifier, load_inverter
+
+Stop = Literal["images", "target", "releases", "inverters", "scores", "report"]
+Screen = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+FORMATS = {"images": 1, "classifier": 1, "releases": 1, "inverter": 1, "scores": 1}
+"""Raised when a stage's code changes what it computes, so that results of the older code are not taken for it."""
+
+
+@contextlib.contextmanager
+def _unseen(title: str) -> Iterator[Progress]:
+    yield silent
+
+
+def run(config: AuditConfig, screen: Screen = _unseen, until: Stop = "report") -> dict[str, Any]:
+    """Run an audit, or what is missing of it; a second call continues an interrupted one.
+
+    Args:
+        config: from `config.load` or `config.validated`.
+        screen: makes the context manager that shows one stage's progress (`progress.Terminal.stage`).
+        until: the last stage wanted.
+
+    Returns:
+        The content of scores.json; an empty dict where `until` comes before it.
+
+    Raises:
+        InputError: the input is wrong; nothing was lost. WorkError: the work failed.
+    """
+    bind(config)
+    busy = (
+        f"{config.folder} is in use by another xinv process. Wait for it, or give this audit another name (name=...)."
+    )
+    with lock(config.folder / ".lock", busy):
+        tracker = Tracker(
+            config.folder, config.track, config.name, config.model_dump(mode="json"), config.folder / "log.txt"
+        )
+        tracker.check()
+        try:
+            with TrainingGroup(config.workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
+                return _Audit(config, screen, tracker, group).run(until)
+        finally:
+            tracker.close()
+            disconnect()
+            shutil.rmtree(config.folder / "ray", ignore_errors=True)
+
+
+@dataclass
+class _Audit:
+    config: AuditConfig
+    screen: Screen
+    tracker: Tracker
+    group: TrainingGroup
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.config.runs / "stages")
+
+    def run(self, until: Stop) -> dict[str, Any]:
+        images = self.images()
+        if until == "images":
+            return {}
+        target = self.classifier("target", self.config.target, images, self.config.seed + 1)
+        evaluator = self.classifier("evaluator", self.config.evaluator, images, self.config.seed + 2)
+        if until == "target":
+            return {}
+        releases = self.releases(images, target)
+        if until == "releases":
+            return {}
+        attacks = [self.inverter(images, releases, name, methods) for name, methods in self.trainings()]
+        if until == "inverters":
+            return {}
+        scored = self.scores(images, releases, evaluator, target, attacks)
+        scores: dict[str, Any] = read_json(scored.folder / "scores.json")
+        if until == "report":
+            self.report(scored)
+        return scores
+
+    def _stage(
+        self, kind: str, title: str, identity: dict[str, Any], work: Callable[[Path, Progress], Any]
+    ) -> Finished:
+        """One stage with its line on the screen and its record in events.jsonl."""
+        with self.screen(title) as progress:
+            found = self.store.finished(kind, identity)
+            if found is None:
+                self.tracker.event("begin", stage=title)
+                found = self.store.make(kind, identity, lambda folder: work(folder, progress))
+                self.tracker.event("end", stage=title, folder=found.id)
+                progress(1, 1, found.id)
+            else:
+                progress(1, 1, f"{found.id} (kept)")
+        return found
+
+    def images(self) -> Finished:
+        """Image shards of every partition."""
+        data, seed = self.config.data, self.config.seed
+        source = open_source(data.source)
+        identity = {
+            "format": FORMATS["images"],
+            "settings": data.model_dump(mode="json"),
+            "seed": seed,
+            "source": source.fingerprint,
+        }
+
+        def work(folder: Path, progress: Progress) -> dict[str, int]:
+            index = build_images(data, seed, folder, progress)
+            return {partition: index.samples(partition) for partition in index.partitions}
+
+        return self._stage("images", "Images", identity, work)
+
+    def classifier(
+        self, role: Literal["target", "evaluator"], part: ClassifierPart, images: Finished, seed: int
+    ) -> Finished:
+        """The target, trained on its own partition, or the evaluator, trained on the gallery."""
+        partition = "target" if role == "target" else "gallery"
+        identity = {
+            "format": FORMATS["classifier"],
+            "settings": part.model_dump(mode="json"),
+            "images": images.id,
+            "partition": partition,
+            "seed": seed,
+        }
+
+        def work(folder: Path, progress: Progress) -> dict[str, Any]:
+            index = Index.load(images.folder)
+            spec = ClassifierSpec(
+                settings=part.network,
+                channels=self.config.data.channels,
+                size=self.config.data.size,
+                classes=len(index.label_names),
+            )
+            return self._train(
+                TrainJob(
+                    folder=folder.resolve(),
+                    objective="classify",
+                    network=spec,
+                    images=images.folder.resolve(),
+                    partition=partition,
+                    settings=part.training,
+                    seed=seed,
+                ),
+                role,
+                progress,
+            )
+
+        return self._stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
+
+    def releases(self, images: Finished, target: Finished) -> Finished:
+        """Predictions and explanations of the target for the attacker's images and the victims."""
+        settings = self.config.release
+        identity = {
+            "format": FORMATS["releases"],
+            "settings": settings.model_dump(mode="json"),
+            "images": images.id,
+            "target": target.id,
+        }
+
+        def work(folder: Path, progress: Progress) -> dict[str, int]:
+            self._check_methods(target.folder)
+            index = precompute(
+                images.folder.resolve(),
+                target.folder.resolve(),
+                folder.resolve(),
+                settings,
+                load=load_classifier,
+                run_tasks=functools.partial(map_tasks, settings=self._workers(), log=self.config.folder / "log.txt"),
+                progress=progress,
+                threads=self.config.workers.cpus,
+            )
+            return {partition: index.samples(partition) for partition in index.partitions}
+
+        return self._stage("releases", f"Releases: {', '.join(settings.methods)}", identity, work)
+
+    def _check_methods(self, target: Path) -> None:
+        """Refuse an explanation that this target does not support, before any worker starts."""
+        data = self.config.data
+        model = load_classifier(target)
+        for name in self.config.release.methods:
+            METHODS[name].check(model, (data.channels, data.size, data.size))
+
+    def _workers(self) -> WorkerSettings:
+        """The settings for tasks beside the training group; a group that holds GPUs must give them up first."""
+        if self.config.workers.gpus:
+            self.group.close()
+        return self.config.workers
+
+    def trainings(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(design, explanations) of every inverter to train; the baseline first."""
+        attack = self.config.attack
+        return [
+            (attack.baseline, ()),
+            *((name, group) for group in self.config.attacked_releases() for name in attack.inverters),
+        ]
+
+    def inverter(self, images: Finished, releases: Finished, name: str, methods: tuple[str, ...]) -> Attack:
+        """One trained inverter."""
+        attack, data, seed = self.config.attack, self.config.data, self.config.seed + 3
+        design = attack.design(name)
+        identity = {
+            "format": FORMATS["inverter"],
+            "design": design.model_dump(mode="json"),
+            "training": attack.training.model_dump(mode="json"),
+            "images": images.id,
+            "releases": releases.id,
+            "methods": list(methods),
+            "seed": seed,
+        }
+        label = " + ".join([name, *methods])
+
+        def work(folder: Path, progress: Progress) -> dict[str, Any]:
+            fields = Index.load(releases.folder).fields
+            spec = InverterSpec(
+                design=design,
+                channels=data.channels,
+                size=data.size,
+                classes=fields["prediction.npy"].shape[0],
+                methods=methods,
+                maps=tuple(_three(fields[f"{method}.npy"].shape) for method in methods),
+            )
+            return self._train(
+                TrainJob(
+                    folder=folder.resolve(),
+                    objective="invert",
+                    network=spec,
+                    images=images.folder.resolve(),
+                    releases=releases.folder.resolve(),
+                    partition="attack",
+                    settings=attack.training,
+                    seed=seed,
+                ),
+                label,
+                progress,
+            )
+
+        found = self._stage("inverter", f"Inverter: {label}", identity, work)
+        return Attack(
+            id=":".join([name, *(["+".join(methods)] if methods else [])]),
+            kind="attack",
+            inverter=name,
+            folder=found.folder,
+            methods=methods,
+        )
+
+    def _train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]:
+        write_json(job.folder / "job.json", job.model_dump(mode="json"))
+
+        def note(record: dict[str, Any]) -> None:
+            self.tracker.event("metrics", series=series, **record)
+
+        return self.group.train(job, progress, note).model_dump(mode="json")
+
+    def with_controls(self, attacks: list[Attack]) -> list[Attack]:
+        """All attacks and controls, in the order of the report."""
+        controls: list[Attack] = []
+        if "mean_image" in self.config.attack.controls:
+            controls.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
+        if "other_image" in self.config.attack.controls:
+            controls += [
+                one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
+                for one in attacks
+                if one.methods
+            ]
+        return [*attacks, *controls]
+
+    def scores(
+        self, images: Finished, releases: Finished, evaluator: Finished, target: Finished, attacks: list[Attack]
+    ) -> Finished:
+        """Every attack on the victims, once."""
+        everything = self.with_controls(attacks)
+        identity = {
+            "format": FORMATS["scores"],
+            "audit": self.config.name,
+            "settings": self.config.score.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "evaluator": evaluator.id,
+            "releases": releases.id,
+            "attacks": [[one.id, one.folder.name if one.folder else None] for one in everything],
+        }
+
+        def work(folder: Path, progress: Progress) -> dict[str, str]:
+            self.group.close()  # trainings are over; scoring may have its memory and its GPUs
+            classes = len(Index.load(images.folder).label_names)
+            asked = Attack(id=ORIGINALS, kind="originals", methods=self.config.release.methods)
+            factory = functools.partial(
+                Scorer,
+                images.folder.resolve(),
+                releases.folder.resolve(),
+                evaluator.folder.resolve(),
+                self.config.score,
+                self.config.seed,
+                load_classifier,
+                load_inverter,
+            )
+            tasks = [asked, *(_absolute(one) for one in everything)]
+            log = self.config.folder / "log.txt"
+            found = map_tasks(factory, tasks, settings=self.config.workers, log=log, progress=progress)
+            results: dict[str, Any] = {task.id: result for task, result in zip(tasks, found, strict=True)}
+            results[ORIGINALS]["classes"] = classes
+            baseline = everything[0].id
+            scores = {
+                "schema": 1,
+                "audit": self.config.name,
+                "data": self._described(images),
+                "provenance": self._provenance(images, releases, target, evaluator),
+                **table(everything, results, baseline, self.config.score, self.config.seed),
+            }
+            self._save(folder, everything, results)
+            write_json(folder / "scores.json", scores)
+            return {"scores": sha256_of((folder / "scores.json").read_bytes())}
+
+        return self._stage("scores", "Scores", identity, work)
+
+    def _save(self, folder: Path, attacks: list[Attack], results: dict[str, Any]) -> None:
+        """samples.npz: every metric of every victim; pictures.npz: what the report shows."""
+        originals = results[ORIGINALS]
+        samples = {"key": np.array(originals["key"]), "identity": np.array(originals["identity"])}
+        pictures = {"key": np.array(originals["shown"]), "original": originals["pictures"]}
+        pictures |= {f"map:{name}": maps for name, maps in originals["maps"].items()}
+        for attack in attacks:
+            samples |= {f"{attack.id}/{name}": value for name, value in results[attack.id]["metrics"].items()}
+            pictures[f"reconstruction:{attack.id}"] = results[attack.id]["pictures"]
+        for name, arrays in (("samples.npz", samples), ("pictures.npz", pictures)):
+            stream = io.BytesIO()
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+            write_atomic(folder / name, stream.getvalue())
+
+    def _described(self, images: Finished) -> dict[str, Any]:
+        index = Index.load(images.folder)
+        data = self.config.data
+        return {
+            "source": data.source.kind,
+            "synthetic": index.synthetic,
+            "size": data.size,
+            "channels": data.channels,
+            "label_names": list(index.label_names),
+            "images": images.result,
+            "disjoint": data.split.disjoint,
+        }
+
+    def _provenance(self, *stages: Finished) -> dict[str, Any]:
+        shards = {
+            stage.id: digest(Index.load(stage.folder).model_dump(mode="json"))
+            for stage in stages
+            if (stage.folder / "index.json").exists()
+        }
+        return {
+            "git": git_revision(),
+            "versions": versions(),
+            "machine": machine(),
+            "seeds": {"audit": self.config.seed},
+            "stages": [stage.id for stage in stages],
+            "shards": shards,
+            "workers": {
+                "count": self.config.workers.count,
+                "cpus": self.config.workers.cpus,
+                "gpus": self.config.workers.gpus,
+            },
+        }
+
+    def report(self, scored: Finished) -> None:
+        """scores.json and report.html in the run folder."""
+        from xinv.report.page import write_report  # matplotlib: not before it is needed
+
+        out = self.config.folder
+        content = (scored.folder / "scores.json").read_text()
+        copy = out / "scores.json"
+        if copy.exists() and copy.read_text() == content and (out / "report.html").exists():
+            return
+        with self.screen("Report") as progress:
+            scores = read_json(scored.folder / "scores.json")
+            write_report(scores, scored.folder / "pictures.npz", dump(self.config), out / "report.html")
+            write_atomic(copy, content)
+            self.tracker.summary({row["attack"]: row["metrics"]["mse"]["mean"] for row in scores["rows"]})
+            progress(1, 1, str(out / "report.html"))
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _absolute(attack: Attack) -> Attack:
+    return attack if attack.folder is None else attack.model_copy(update={"folder": attack.folder.resolve()})

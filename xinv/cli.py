@@ -1,0 +1,259 @@
+"""The verbs. Each calls one function of the project; here its answer becomes text and its errors exit codes.
+
+0 done, 1 the work failed, 2 the input was wrong, 130 interrupted.
+"""
+
+import errno
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from xinv.errors import InputError, WorkError
+
+
+def _help(what: str, example: str) -> str:
+    """One line of what a verb does, then an example of it."""
+    return f"{what}\n\nExample: [bold]{example}[/]"
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+config_verbs = typer.Typer(no_args_is_help=True, help="Print a configuration resolved, or its JSON schema.")
+shards_verbs = typer.Typer(no_args_is_help=True, help="Check or look at a set of shards.")
+app.add_typer(config_verbs, name="config")
+app.add_typer(shards_verbs, name="shards")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as seed=1 or attack.training.epochs=5"),
+]
+ShardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder that holds an index.json")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+class Until(StrEnum):
+    """The stages of an audit in order."""
+
+    images = "images"
+    target = "target"
+    releases = "releases"
+    inverters = "inverters"
+    scores = "scores"
+    report = "report"
+
+
+@app.callback(help="Measure what an explainable image model leaks about the private images behind its decisions.")
+def _root() -> None:
+    """Holds the program's help."""
+
+
+@app.command(
+    help=_help(
+        "Run an audit: images, target, explanations, inverters, scores, report.",
+        "xinv audit configs/demo.yaml seed=1 name=second",
+    ),
+)
+def audit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    until: Annotated[Until, typer.Option(help="the last stage wanted")] = Until.report,
+    as_json: AsJson = False,
+) -> None:
+    from xinv import audit as audits
+    from xinv import config as configs
+    from xinv.files import make_private
+    from xinv.progress import chatter_into
+
+    settings = configs.load(config, overrides or ())
+    configs.bind(settings)
+    with chatter_into(make_private(settings.folder) / "log.txt") as terminal:
+        if as_json:
+            terminal.console.quiet = True
+        scores = audits.run(settings, terminal.stage, until.value)
+    if as_json:
+        print(json.dumps(scores))
+    elif scores:
+        _print_scores(scores, settings.folder)
+
+
+def _print_scores(scores: dict[str, Any], folder: Path) -> None:
+    from xinv.report.summary import summary_rows, verdict
+
+    console = Console(highlight=False)
+    rows = summary_rows(scores)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for place, heading in enumerate(rows[0]):
+        table.add_column(str(heading), justify="left" if place == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(verdict(scores))
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@config_verbs.command(
+    "show",
+    help=_help("Print the configuration with every default and override.", "xinv config show configs/demo.yaml seed=1"),
+)
+def config_show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    from xinv import config as configs
+
+    settings = configs.load(config, overrides or ())
+    print(settings.model_dump_json(indent=1) if as_json else configs.dump(settings), end="" if not as_json else "\n")
+
+
+@config_verbs.command(
+    "schema",
+    help=_help("Print the JSON schema of configuration files, for editors.", "xinv config schema > xinv.schema.json"),
+)
+def config_schema() -> None:
+    from xinv import config as configs
+
+    print(configs.schema())
+
+
+@shards_verbs.command(
+    "verify",
+    help=_help(
+        "Check every shard against the index: counts, bytes, hashes, schema.",
+        "xinv shards verify runs/stages/images-0123456789ab",
+    ),
+)
+def shards_verify(folder: ShardFolder, as_json: AsJson = False) -> None:
+    from xinv.data.shards import Index, verify
+    from xinv.progress import Terminal
+
+    terminal = Terminal()
+    terminal.console.quiet = as_json
+    index = Index.load(folder)
+    with terminal.stage(f"Verify {folder.name}") as progress:
+        problems = verify(folder, progress)
+        progress(1, 1, f"{len(problems)} problems")
+    if as_json:
+        print(json.dumps({"folder": str(folder), "problems": problems}))
+    if problems:
+        raise InputError(
+            "\n".join([*problems, f"{folder} is not sound. Remove it, and the audit that made it makes it again."])
+        )
+    if not as_json:
+        shards = sum(len(entries) for entries in index.partitions.values())
+        print(f"{folder}: {shards} shards, {sum(map(index.samples, index.partitions))} samples, all as the index says.")
+
+
+@shards_verbs.command(
+    "show",
+    help=_help(
+        "Print counts and schema, and draw a contact sheet (PNG).",
+        "xinv shards show runs/stages/images-0123456789ab --sheet sheet.png",
+    ),
+)
+def shards_show(
+    folder: ShardFolder,
+    sheet: Annotated[
+        Path | None, typer.Option(help="where the contact sheet goes (default: DIR/contact_sheet.png)")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="rows of the contact sheet")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    from xinv.data.shards import describe
+    from xinv.data.sheet import contact_sheet
+
+    found = describe(folder)
+    path = sheet or folder / "contact_sheet.png"
+    contact_sheet(folder, path, rows)
+    if as_json:
+        print(json.dumps({**found, "contact_sheet": str(path)}))
+        return
+    console = Console(highlight=False)
+    table = Table("partition", box=None, header_style="bold", pad_edge=False)
+    for heading in ("shards", "samples", "bytes"):
+        table.add_column(heading, justify="right")
+    for name, part in found["partitions"].items():
+        table.add_row(name, *(f"{part[key]:,}" for key in ("shards", "samples", "bytes")))
+    console.print(table)
+    fields = Table("field", "dtype", "shape", "units", box=None, header_style="bold", pad_edge=False)
+    for name, field in found["fields"].items():
+        fields.add_row(name, field["dtype"], str(tuple(field["shape"])), field["units"])
+    console.print(fields)
+    console.print(f"Contact sheet: {path}", soft_wrap=True)
+
+
+@app.command(
+    help=_help("Look at what works on this machine, and how to mend what does not.", "xinv doctor --prepare"),
+)
+def doctor(
+    prepare: Annotated[bool, typer.Option(help="also build ahead what the first training would build")] = False,
+    as_json: AsJson = False,
+) -> None:
+    from dataclasses import asdict
+
+    from xinv import doctor as doctors
+
+    console = Console(highlight=False)
+    if prepare:
+        line = doctors.prepare(lambda done, total, note: None)
+        if not as_json:
+            console.print(line)
+    checks = doctors.diagnose()
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        table = Table("", "check", "found", "mend", box=None, header_style="bold", pad_edge=False)
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+        for check in checks:
+            table.add_row(marks[check.state], check.name, check.found, check.mend)
+        console.print(table)
+    failed = [check.name for check in checks if check.state == "fail"]
+    if failed:
+        raise WorkError(f"{', '.join(failed)}: xinv will not work here until this is mended.")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors become one message on stderr."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(kind: str, message: object) -> None:
+        console.print(f"[bold red]{kind}:[/]", end=" ")
+        console.print(str(message), markup=False)
+
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except SystemExit as end:  # typer's own: help, a usage error it has printed, or Ctrl-C
+        if end.code == 130:
+            say("interrupted", "the same command continues where this one stopped.")
+        return end.code if isinstance(end.code, int) else 0
+    except InputError as error:
+        say("error", error)
+        return 2
+    except WorkError as error:
+        say("failed", error)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        say("error", f"{error}. Free some space or choose another place (runs=...); the same command then continues.")
+        return 2
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `xinv` command."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The configuration of an audit: sections owned by the parts that read them, defaults < YAML < `key.sub=value`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xinv.data.build import DataSettings
+from xinv.errors import InputError
+from xinv.leak.score import ScoreSettings
+from xinv.mistakes import explain
+from xinv.nets.classifier import ClassifierSettings
+from xinv.nets.inverter import PRESETS, InverterDesign
+from xinv.overrides import apply, load_yaml
+from xinv.parallel import WorkerSettings
+from xinv.release.methods import METHODS
+from xinv.release.precompute import ReleaseSettings
+from xinv.track import TrackSettings
+from xinv.train.settings import TrainingSettings
+
+UNBOUND = ("workers", "track")
+"""Sections that may differ between two runs of one audit: where it runs and who is told changes no result."""
+
+
+class ClassifierPart(BaseModel):
+    """A classifier and how it is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: ClassifierSettings = Field(default_factory=ClassifierSettings, description="architecture")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="how it is trained")
+
+
+class AttackSettings(BaseModel):
+    """What is attacked with what. Every inverter is trained on every release, the baseline on predictions alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    releases: tuple[tuple[str, ...], ...] | None = Field(
+        None,
+        description="explanations one attack sees together, e.g. [[gradient], [gradient, grad_cam]]; null: each alone",
+    )
+    inverters: tuple[str, ...] = Field(("flatten_unet",), min_length=1, description="names of presets or of `designs`")
+    baseline: str = Field(
+        "prediction_only", description="the design that sees predictions alone; leaks are measured from it"
+    )
+    designs: dict[str, InverterDesign] = Field(
+        default_factory=dict, description="inverter designs of the user's own, by name"
+    )
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    controls: tuple[Literal["mean_image", "other_image"], ...] = Field(
+        ("mean_image", "other_image"), description="attacks that ought to fail"
+    )
+
+    @model_validator(mode="after")
+    def _known_designs(self) -> "AttackSettings":
+        known = sorted({*PRESETS, *self.designs})
+        for name in (*self.inverters, self.baseline):
+            if name not in known:
+                raise ValueError(f"no inverter design is called {name!r}; known are {', '.join(known)}")
+        return self
+
+    def design(self, name: str) -> InverterDesign:
+        return self.designs[name] if name in self.designs else PRESETS[name]
+
+
+class AuditConfig(BaseModel):
+    """One audit. `xinv config schema` prints this as JSON schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is RUNS/NAME")
+    runs: Path = Field(
+        Path("runs"), description="where run folders are; RUNS/stages holds the finished steps of all of them"
+    )
+    seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
+    data: DataSettings
+    target: ClassifierPart = Field(default_factory=ClassifierPart, description="the network under audit")
+    evaluator: ClassifierPart = Field(
+        default_factory=lambda: ClassifierPart(network=ClassifierSettings(network="residual")),
+        description="judges reconstructions; trained on the gallery, never seen by the attacker",
+    )
+    release: ReleaseSettings = Field(default_factory=ReleaseSettings, description="what the target gives out")
+    attack: AttackSettings = Field(default_factory=AttackSettings, description="who reconstructs from it")
+    score: ScoreSettings = Field(default_factory=ScoreSettings, description="how the victims are scored")
+    workers: WorkerSettings = Field(default_factory=WorkerSettings, description="processes, threads, GPUs, cluster")
+    track: TrackSettings = Field(default_factory=TrackSettings, description="Weights & Biases")
+
+    @model_validator(mode="after")
+    def _released_before_attacked(self) -> "AuditConfig":
+        for name in self.release.methods:
+            if name not in METHODS:
+                raise ValueError(f"release.methods: no explanation is called {name!r}; known are {', '.join(METHODS)}")
+        for group in self.attack.releases or ():
+            for name in group:
+                if name not in self.release.methods:
+                    raise ValueError(
+                        f"attack.releases names {name!r}, which release.methods does not hold; add it there"
+                    )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+    def attacked_releases(self) -> tuple[tuple[str, ...], ...]:
+        return self.attack.releases or tuple((method,) for method in self.release.methods)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> AuditConfig:
+    """The validated configuration in `path` with `key.sub=value` overrides applied.
+
+    Raises:
+        InputError: missing file, broken YAML, unknown key (with the nearest known one), wrong type or value.
+    """
+    tree = apply(load_yaml(path), overrides)
+    return validated(tree, str(path))
+
+
+def validated(tree: dict[str, Any], source: str) -> AuditConfig:
+    """`tree` as a configuration; `source` names it in messages."""
+    try:
+        return AuditConfig.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, AuditConfig, source) from None
+
+
+def dump(config: AuditConfig) -> str:
+    """The configuration with every default, as YAML that `load` accepts."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def schema() -> str:
+    """JSON schema of a configuration file, for editors."""
+    return json.dumps(AuditConfig.model_json_schema(), indent=1)
+
+
+def bind(config: AuditConfig) -> None:
+    """Tie the run folder to this configuration: write resolved.yaml, or compare with the one that is there.
+
+    Raises:
+        InputError: the folder belongs to an audit with another configuration; names the first key that differs.
+    """
+    from xinv.files import make_private, write_atomic
+
+    path = config.folder / "resolved.yaml"
+    if path.exists():
+        before, now = load_yaml(path), config.model_dump(mode="json")
+        key = next(_differences(before, now, ()), None)
+        if key is not None:
+            where = ".".join(key[0])
+            raise InputError(
+                f"{config.folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
+                f"Give this audit another name (name=...), or remove {config.folder}; finished steps are kept."
+            )
+    make_private(config.folder)
+    write_atomic(path, dump(config))
+
+
+def _differences(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if path and path[0] in UNBOUND:
+        return
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*now, *(key for key in before if key not in now)]:
+            yield from _differences(before.get(key), now.get(key), (*path, key))
+    elif before != now:
+        yield path, before, now

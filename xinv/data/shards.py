@@ -1,0 +1,368 @@
+"""Shards: plain USTAR tars of samples, written and read through webdataset, believed only as far as an index vouches.
+
+webdataset alone is silent about a tar cut at a member boundary, a shard that is missing, a member it must not open.
+So `index.json` holds each shard's count, bytes and sha256; it is written last, and `read_shard` checks all of it.
+
+A sample is a dict: "__key__" (letters, digits, _ and -), and one value per field, named by its extension:
+"png" image (H, W, C) uint8; "json" {label, identity, attributes}; "prediction.npy" (K,) float32 logits;
+"<method>.npy" (M, h, w) float32 maps. webdataset is imported inside functions: it brings torch with it (seconds).
+"""
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xinv.data.fields import FieldSchema, codec, decode, encode, schema_of
+from xinv.data.splits import check_disjoint
+from xinv.errors import InputError
+from xinv.files import make_private, read_json, write_json
+
+if TYPE_CHECKING:
+    from xinv.progress import Progress
+
+__all__ = [
+    "FieldSchema",
+    "Index",
+    "ShardEntry",
+    "describe",
+    "read_shard",
+    "schema_of",
+    "shard_path",
+    "verify",
+    "write_shard",
+]
+
+INDEX_NAME = "index.json"
+MEND = "Restore it from a copy, or remove the set's folder and make the set again."
+# No dot (all after the first one is the field), no slash, no underscore in front (webdataset skips __meta__ members).
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ShardEntry(BaseModel):
+    """What the index vouches for in one shard file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(ge=1, description="number of samples in the shard")
+    bytes: int = Field(ge=1, description="size of the file in bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, hexadecimal")
+
+
+class Index(BaseModel):
+    """index.json: what a finished set of shards holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = Field(1, description="version of this format")
+    kind: Literal["images", "releases"] = Field(description="image shards, or release shards aligned with them")
+    made_by: dict[str, Any] = Field(description="program, settings, seed and inputs that made the set")
+    label_names: tuple[str, ...] = Field((), description="name of each label (image sets); a label is a position here")
+    synthetic: bool = Field(False, description="true when the images show nothing real")
+    fields: dict[str, FieldSchema] = Field(description="schema of each field, by extension")
+    partitions: dict[str, tuple[ShardEntry, ...]] = Field(description="shards of each partition; position = number")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Index":
+        needed = {"images": {"png", "json"}, "releases": {"prediction.npy"}}[self.kind]
+        if missing := needed - self.fields.keys():
+            raise ValueError(f"a set of {self.kind} needs the fields {', '.join(sorted(missing))}")
+        for name, schema in self.fields.items():
+            # Only plain numbers: an index that asked for dtype 'object' would ask for unpickling.
+            known = {"png": ("uint8",), "json": ("json",), "npy": NUMBERS}[codec(name)]
+            if schema.dtype not in known:
+                raise ValueError(f"field {name} has dtype {schema.dtype}; expected one of {', '.join(known)}")
+        for partition in self.partitions:
+            if not FOLDER_NAME.fullmatch(partition):
+                raise ValueError(f"{partition!r} is no name for a partition")
+        return self
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        """The index of the finished set in `folder`. InputError when there is none, or none that makes sense."""
+        path = folder / INDEX_NAME
+        if not path.exists():
+            raise InputError(
+                f"{folder} holds no finished set of shards: {INDEX_NAME} is missing. "
+                "Name the folder that holds it, or run the step that makes the set again."
+            )
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path} is no valid index: {where or 'index'}: {first['msg']}. {MEND}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write index.json atomically. Call it last: a set without an index is an unfinished set."""
+        write_json(make_private(folder) / INDEX_NAME, self.model_dump(mode="json"))
+
+    def entries(self, partition: str) -> tuple[ShardEntry, ...]:
+        """The shards of `partition`. InputError, with the known names, for another name."""
+        if partition not in self.partitions:
+            raise InputError(f"there is no partition {partition!r} in this set; it has {', '.join(self.partitions)}.")
+        return self.partitions[partition]
+
+    def samples(self, partition: str) -> int:
+        """Number of samples in `partition`."""
+        return sum(entry.samples for entry in self.entries(partition))
+
+
+NUMBERS = ("float32", "float16", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64", "bool")
+
+
+def shard_path(folder: Path, partition: str, number: int) -> Path:
+    """Where shard `number` of `partition` lies in the set in `folder`."""
+    return folder / partition / f"{number:06d}.tar"
+
+
+class _Digesting:
+    """The file a TarWriter writes into: passes bytes on, counts them and hashes them."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.stream.write(data)
+
+
+def write_shard(path: Path, samples: Iterable[Mapping[str, Any]]) -> ShardEntry:
+    """Write `samples` as the tar `path`, and return its line for the index. Equal samples give equal bytes.
+
+    Written aside, flushed to the disk and renamed: a reader, or a run after a kill, sees the whole shard or none.
+    OSError (a full disk: errno ENOSPC) passes through and leaves nothing behind. InputError: no samples, a key twice or
+    with a dot, a sample with other fields than the first, a value of no known kind.
+    """
+    from webdataset.writer import TarWriter
+
+    make_private(path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as stream:
+            sink = _Digesting(stream)
+            with TarWriter(sink, encoder=False, compress=False, mtime=0, user="", group="") as tar:
+                count = 0
+                for encoded in _encoded(samples):
+                    tar.write(encoded)
+                    count += 1
+            if not count:
+                raise InputError(f"{path} would hold no sample; write a shard only where there is something to write.")
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return ShardEntry(samples=count, bytes=sink.bytes, sha256=sink.sha256.hexdigest())
+
+
+def _encoded(samples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`samples` with every value as bytes; refuses what a reader could not tell apart afterwards."""
+    keys: set[str] = set()
+    fields: set[str] | None = None
+    for sample in samples:
+        key = sample["__key__"]
+        if not KEY.fullmatch(key):
+            raise InputError(f"{key!r} is no sample key; a key is letters, digits, _ and -, at most 100 of them.")
+        if key in keys:
+            raise InputError(f"the key {key!r} occurs twice in one shard; keys must be unique.")
+        keys.add(key)
+        names = set(sample) - {"__key__"}
+        fields = names if fields is None else fields
+        if names != fields or not names:
+            raise InputError(f"sample {key!r} holds {sorted(names)}, the first sample of its shard {sorted(fields)}.")
+        yield {"__key__": key, **{name: encode(name, sample[name]) for name in names}}
+
+
+def read_shard(
+    folder: Path,
+    index: Index,
+    partition: str,
+    number: int,
+    rows: Collection[int] | None = None,
+    fields: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The samples of one shard in the order of the file, as `write_shard` was given them (png always with its C axis).
+
+    `rows`, `fields`: decode and return these positions and fields alone; the file as a whole is checked all the same.
+    InputError names the file and what is wrong: missing, not in the index, cut short, changed, other members or shapes
+    than the index lists. A member that the index does not list is refused unopened; nothing is ever unpickled.
+    """
+    path = shard_path(folder, partition, number)
+    entries = index.entries(partition)
+    if not 0 <= number < len(entries):
+        raise InputError(
+            f"{path} is not listed in {INDEX_NAME}, which has {len(entries)} shards of {partition}. {MEND}"
+        )
+    data = _checked_bytes(path, entries[number], index)
+    found: list[dict[str, Any]] = []
+    count = begin = end = 0  # of the last member seen, header included
+    for raw in _raw_samples(path, data):
+        for name in _checked_names(path, raw, index):
+            begin, end = end, end + 512 + -(-len(raw[name]) // 512) * 512
+        if rows is None or count in rows:
+            found.append(_decoded(path, raw, index, index.fields if fields is None else fields))
+        count += 1
+    if count != entries[number].samples:
+        raise InputError(f"{path} holds {count} samples, {INDEX_NAME} says {entries[number].samples}. {MEND}")
+    # webdataset passes over folders, links and __meta__ members, and over a missing end, without a word. Where nothing
+    # was passed over, the last member lies where the sizes of all members put it, and zeros fill the rest of the file.
+    records = -(-(end + 1024) // tarfile.RECORDSIZE)
+    in_place = data[begin + 257 : begin + 262] == b"ustar" and not data[end:].strip(b"\0")
+    if not in_place or len(data) != records * tarfile.RECORDSIZE:
+        raise InputError(f"{path} holds something beside its samples, or ends before the end of a tar. {MEND}")
+    return found
+
+
+def _checked_bytes(path: Path, entry: ShardEntry, index: Index) -> bytes:
+    """The content of a shard file whose size and sha256 are what the index says."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {INDEX_NAME} lists it with {entry.samples} samples. {MEND}") from None
+    if len(data) != entry.bytes:
+        seen = _diagnosis(data, entry, index)
+        raise InputError(f"{path} has {len(data)} bytes, {INDEX_NAME} says {entry.bytes}: {seen}. {MEND}")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        seen = _diagnosis(data, entry, index)
+        raise InputError(f"{path} has another sha256 than {INDEX_NAME} says: {seen}. {MEND}")
+    if data[257:262] != b"ustar":
+        raise InputError(f"{path} is no tar. {MEND}")
+    return data
+
+
+def _diagnosis(data: bytes, entry: ShardEntry, index: Index) -> str:
+    """What seems to have happened to a shard that is not what was written. Looks at names, opens nothing."""
+    keys: dict[str, None] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                key, _, name = member.name.partition(".")
+                if name not in index.fields:
+                    return f"it holds a foreign member {member.name!r}, which was not opened"
+                keys[key] = None
+    except (tarfile.TarError, OverflowError, ValueError):  # a damaged header may hold any number as a size
+        return f"it is cut or damaged after {len(keys)} of {entry.samples} samples"
+    if len(keys) != entry.samples:
+        return f"it was cut short or added to, {len(keys)} of {entry.samples} samples are there"
+    return "the samples are there, but bytes have changed"
+
+
+def _raw_samples(path: Path, data: bytes) -> Iterator[dict[str, Any]]:
+    """Samples with their members' bytes, grouped by webdataset."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    members = tar_file_expander([{"url": path.name, "stream": io.BytesIO(data)}])
+    grouped = iter(group_by_keys(members, lcase=False))
+    while True:
+        try:
+            raw = next(grouped)
+        except StopIteration:
+            return
+        except (tarfile.TarError, OverflowError, ValueError) as error:
+            # webdataset appends its stream and url to the arguments; the first one is the message.
+            raise InputError(f"{path} is damaged ({error.args[0]}). {MEND}") from None
+        yield raw
+
+
+def _checked_names(path: Path, raw: Mapping[str, Any], index: Index) -> list[str]:
+    """The fields of one raw sample, which are exactly those of the index."""
+    names = [name for name in raw if not name.startswith("__")]
+    if not KEY.fullmatch(raw["__key__"]):
+        raise InputError(f"{path} holds a sample with the key {raw['__key__']!r}, which is no sample key. {MEND}")
+    if foreign := sorted(set(names) - index.fields.keys()):
+        raise InputError(
+            f"{path} holds a foreign member {raw['__key__']}.{foreign[0]}, which was not opened: {INDEX_NAME} lists "
+            f"none such. Do not use this set unless you know who made it. {MEND}"
+        )
+    if missing := sorted(index.fields.keys() - set(names)):
+        raise InputError(f"{path}: sample {raw['__key__']} has no .{missing[0]}. {MEND}")
+    return names
+
+
+def _decoded(path: Path, raw: Mapping[str, Any], index: Index, fields: Collection[str]) -> dict[str, Any]:
+    """One raw sample with the values of `fields` decoded and checked against the schema."""
+    sample: dict[str, Any] = {"__key__": raw["__key__"]}
+    for name in fields:
+        try:
+            sample[name] = decode(name, raw[name], index.fields[name])
+        except ValueError as error:
+            raise InputError(f"{path}: {raw['__key__']}.{name} is not what the index says: {error}. {MEND}") from None
+    if index.kind == "images" and "json" in sample:
+        facts, labels = sample["json"], len(index.label_names)
+        label, identity = facts.get("label"), facts.get("identity")
+        if not isinstance(label, int) or not 0 <= label < labels or not isinstance(identity, str):
+            raise InputError(
+                f"{path}: {raw['__key__']}.json needs a label from 0 to {labels - 1} and an identity, "
+                f"and has {label!r} and {identity!r}. {MEND}"
+            )
+    return sample
+
+
+def verify(folder: Path, progress: "Progress | None" = None) -> list[str]:
+    """Read every shard of the set in `folder`; return every problem found, one line each, and nothing for a sound set.
+
+    Beside what `read_shard` checks: shard files that the index does not list, and keys (where the set promises it,
+    identities) that are in two partitions.
+    """
+    try:
+        index = Index.load(folder)
+    except InputError as error:
+        return [str(error)]
+    problems: list[str] = []
+    keys: dict[str, list[str]] = {partition: [] for partition in index.partitions}
+    identities: dict[str, list[str]] = {partition: [] for partition in index.partitions}
+    total, done = sum(map(len, index.partitions.values())), 0
+    for partition, entries in index.partitions.items():
+        for number in range(len(entries)):
+            try:
+                samples = read_shard(folder, index, partition, number)
+            except (InputError, OSError) as error:
+                problems.append(str(error))
+                samples = []
+            keys[partition] += [sample["__key__"] for sample in samples]
+            identities[partition] += [sample["json"]["identity"] for sample in samples if "json" in sample]
+            done += 1
+            if progress:
+                progress(done, total, partition)
+    problems += [f"{path} is not listed in {INDEX_NAME}. Move it out of the set." for path in _unlisted(folder, index)]
+    try:
+        check_disjoint(keys, identities, "identity" if index.made_by.get("disjoint") == "identity" else "image")
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _unlisted(folder: Path, index: Index) -> list[Path]:
+    """Tars in the set's folder that are no part of the set."""
+    listed = {shard_path(folder, name, i) for name, entries in index.partitions.items() for i in range(len(entries))}
+    return sorted(set(folder.rglob("*.tar")) - listed)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the set in `folder` holds, from its index alone, as JSON can hold it."""
+    index = Index.load(folder)
+    partitions = {
+        name: {"samples": index.samples(name), "shards": len(entries), "bytes": sum(entry.bytes for entry in entries)}
+        for name, entries in index.partitions.items()
+    }
+    totals = {unit: sum(counts[unit] for counts in partitions.values()) for unit in ("samples", "shards", "bytes")}
+    return {
+        "kind": index.kind,
+        "synthetic": index.synthetic,
+        **totals,
+        "partitions": partitions,
+        "fields": {name: schema.model_dump(mode="json") for name, schema in index.fields.items()},
+        "label_names": list(index.label_names),
+        "made_by": index.made_by,
+    }

@@ -1,0 +1,228 @@
+"""Who may see which image: the partitions, how they are drawn, and the check that they do not overlap.
+
+`target` trains the target; `attack` trains inverters and surrogates; `attack_validation` is all that early stopping and
+search may look at; `victim` is scored once; `gallery` trains the evaluator. Each *_validation part is carved out of its
+partition's number.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from xinv.errors import InputError
+
+if TYPE_CHECKING:
+    from xinv.data.sources import Record
+
+PARTITIONS = ("target", "target_validation", "attack", "attack_validation", "victim", "gallery", "gallery_validation")
+
+# In identity mode no person may be in two of these groups. The gallery shows the victims: the evaluator must know them.
+IDENTITY_GROUPS: dict[str, str] = {
+    "target": "target",
+    "target_validation": "target",
+    "attack": "attack",
+    "attack_validation": "attack_validation",
+    "victim": "victim",
+    "gallery": "victim",
+    "gallery_validation": "victim",
+}
+
+
+class SplitSettings(BaseModel):
+    """How many images each party gets, and what may not be shared between them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: int = Field(ge=2, description="images that train the target, its validation part included")
+    attack: int = Field(ge=2, description="images that train the attacker's networks, its validation part included")
+    victim: int = Field(ge=1, description="images that are attacked and scored")
+    gallery: int = Field(ge=2, description="images that train the evaluator, its validation part included")
+    validation: float = Field(0.1, gt=0, le=0.5, description="share of target, attack and gallery kept for validation")
+    disjoint: Literal["image", "identity"] = Field(
+        "image", description="what target, attack and victim never share: an image, or a person ('identity')"
+    )
+
+    def validation_part(self, partition: Literal["target", "attack", "gallery"]) -> int:
+        """Images of `partition` that are kept for validation: at least one, never all."""
+        count: int = getattr(self, partition)
+        return min(count - 1, max(1, round(self.validation * count)))
+
+
+def split(records: Sequence["Record"], settings: SplitSettings, seed: int) -> dict[str, list[int]]:
+    """Positions in `records` of every partition's images, in no particular order; the same for the same arguments.
+
+    Image mode: every partition has the labels in the proportions of `records`, to within an image or two a label.
+    Identity mode: target, attack, attack_validation and victim show different people; the gallery other images of the
+    victims.
+    Images beyond the numbers asked for are left out. InputError, with the arithmetic, when there are too few.
+    """
+    generator = np.random.default_rng([seed, 0])
+    if settings.disjoint == "identity":
+        parts = _split_identities(records, settings, generator)
+    else:
+        parts = _split_images(records, settings, generator)
+    names = {name: [records[i].key for i in parts[name]] for name in PARTITIONS}
+    people = {name: [records[i].identity for i in parts[name]] for name in PARTITIONS}
+    check_disjoint(names, people, settings.disjoint)
+    return parts
+
+
+def check_disjoint(keys: Mapping[str, Sequence[str]], identities: Mapping[str, Sequence[str]], mode: str) -> None:
+    """Refuse partitions that share an image (a key), or in mode "identity" a person that `IDENTITY_GROUPS` keeps apart.
+
+    Both maps: partition -> one entry an image. InputError names the key or identity and both partitions.
+    """
+    home: dict[str, str] = {}
+    for partition, found in keys.items():
+        for key in found:
+            if home.get(key) == partition:
+                raise InputError(f"image {key!r} is in {partition} twice; an image belongs to one place.")
+            if key in home:
+                raise InputError(f"image {key!r} is in {home[key]} and in {partition}; an image belongs to one place.")
+            home[key] = partition
+    if mode != "identity":
+        return
+    people: dict[str, str] = {}
+    for partition, found in identities.items():
+        for identity in set(found):
+            other = people.setdefault(identity, partition)
+            if _group(other) != _group(partition):
+                raise InputError(
+                    f"identity {identity!r} is in {other} and in {partition}, which must show different people; "
+                    "make the set again, or set data.split.disjoint to image."
+                )
+
+
+def _group(partition: str) -> str:
+    return IDENTITY_GROUPS.get(partition, partition)
+
+
+def _interleave(members: Iterable[int], label_of: Sequence[object], generator: np.random.Generator) -> list[int]:
+    """`members` in a random order of which any stretch has the labels very nearly in their overall proportions.
+
+    Each label's images are shuffled and spread evenly over [0, 1) from a random start; sorting by place mixes them.
+    """
+    by_label: dict[object, list[int]] = {}
+    for member in members:
+        by_label.setdefault(label_of[member], []).append(member)
+    places: list[tuple[float, int]] = []
+    for group in by_label.values():
+        start = generator.random()
+        places += [
+            ((step + start) / len(group), int(member)) for step, member in enumerate(generator.permutation(group))
+        ]
+    return [member for _, member in sorted(places)]
+
+
+def _split_images(
+    records: Sequence["Record"], settings: SplitSettings, generator: np.random.Generator
+) -> dict[str, list[int]]:
+    asked = settings.target + settings.attack + settings.victim + settings.gallery
+    if asked > len(records):
+        raise InputError(
+            f"the split asks for {settings.target} target + {settings.attack} attack + {settings.victim} victim + "
+            f"{settings.gallery} gallery = {asked} images, and the source has {len(records)}; "
+            f"lower data.split by {asked - len(records)}."
+        )
+    order = _interleave(range(len(records)), [record.label for record in records], generator)
+    parts, start = {}, 0
+    for name, count in _counts(settings).items():
+        parts[name] = order[start : start + count]
+        start += count
+    return parts
+
+
+def _counts(settings: SplitSettings) -> dict[str, int]:
+    """Images of each partition."""
+    counts = {}
+    for name in PARTITIONS:
+        parent = name.removesuffix("_validation")
+        part = settings.validation_part(parent) if parent != "victim" else 0  # type: ignore[arg-type]
+        counts[name] = part if name != parent else getattr(settings, name) - part
+    return counts
+
+
+def _split_identities(
+    records: Sequence["Record"], settings: SplitSettings, generator: np.random.Generator
+) -> dict[str, list[int]]:
+    counts = _counts(settings)
+    labels = [record.label for record in records]
+    people: dict[str, list[int]] = {}
+    for position, record in enumerate(records):
+        people.setdefault(record.identity, []).append(position)
+    names = sorted(people)
+    free = [names[i] for i in generator.permutation(len(names))]
+
+    victims = _choose_victims(free, people, counts)
+    parts = _share_victims(victims, people, counts, generator)
+    free = [name for name in free if name not in set(victims)]
+    for name in ("target", "attack", "attack_validation"):
+        needed = settings.target if name == "target" else counts[name]
+        found: list[int] = []
+        while len(found) < needed:
+            if not free:
+                raise InputError(
+                    f"identity-disjoint partitions ran out of people: {name} needs {needed} images of people that no "
+                    f"other partition shows, and {len(found)} are left ({len(records)} images of {len(people)} people, "
+                    f"{len(victims)} of them victims); lower data.split.{name.removesuffix('_validation')}."
+                )
+            found += people[free.pop(0)]
+        found = _interleave(found, labels, generator)[:needed]
+        if name == "target":
+            parts["target_validation"] = found[counts["target"] :]
+            found = found[: counts["target"]]
+        parts[name] = found
+    return {name: parts[name] for name in PARTITIONS}
+
+
+def _choose_victims(free: Sequence[str], people: dict[str, list[int]], counts: dict[str, int]) -> list[str]:
+    """People with images enough for victim and gallery. Each is in both, so no more people than the smaller holds."""
+    gallery = counts["gallery"] + counts["gallery_validation"]
+    needed = counts["victim"] + gallery
+    most = min(counts["victim"], counts["gallery"])
+    threshold = max(2, -(-needed // most))
+    # People with at least needed / most images each: any of them will do, in random order. If they do not suffice,
+    # those with the most images first, which is the fewest people that can.
+    several = [name for name in free if len(people[name]) >= 2]
+    orders = (
+        [name for name in several if len(people[name]) >= threshold],
+        sorted(several, key=lambda name: -len(people[name])),
+    )
+    for order in orders:
+        chosen: list[str] = []
+        images = 0
+        for name in order:
+            if images >= needed or len(chosen) == most:
+                break
+            chosen.append(name)
+            images += len(people[name])
+        if images >= needed:
+            return chosen
+    raise InputError(
+        f"victim and gallery need {counts['victim']} + {gallery} = {needed} images of at most {most} people "
+        f"(each is in both), and those with the most images have {images}; lower data.split.victim or .gallery."
+    )
+
+
+def _share_victims(
+    victims: Sequence[str], people: dict[str, list[int]], counts: dict[str, int], generator: np.random.Generator
+) -> dict[str, list[int]]:
+    """The victims' images over victim, gallery, gallery_validation: each person in the first two, the rest evenly."""
+    parts: dict[str, list[int]] = {"victim": [], "gallery": [], "gallery_validation": []}
+    rest: list[int] = []
+    owner: dict[int, str] = {}
+    for name in victims:
+        images = [int(i) for i in generator.permutation(people[name])]
+        parts["victim"].append(images[0])
+        parts["gallery"].append(images[1])
+        rest += images[2:]
+        owner.update(dict.fromkeys(images, name))
+    size = max(rest, default=-1) + 1
+    order = _interleave(rest, [owner.get(i) for i in range(size)], generator)
+    for name, found in parts.items():
+        missing = counts[name] - len(found)
+        found += order[:missing]
+        order = order[missing:]
+    return parts

@@ -1,0 +1,276 @@
+"""One design space for every inverter: from a release (prediction and explanation maps) back to the image.
+
+    prediction --+-------------------------------------------+ (FiLM)
+    maps --------+- flatten --+- bottleneck - start - level - level - ... - head - image
+                 +- encoder --+                        |       |
+                        +------------ skips -----------+-------+        (unet)
+
+Axes in tensor names: B batch, C image channels, H height, W width, K classes, M map channels, D vector, E condition.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xinv.errors import InputError
+from xinv.nets.blocks import (
+    BroadcastStart,
+    ConvBlock,
+    ExactLinear,
+    LinearStart,
+    NearestUp,
+    PixelShuffleUp,
+    ResidualBlock,
+    TransposedStart,
+    make_activation,
+    make_norm,
+    transposed_up,
+)
+from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape, preset
+
+__all__ = ["PRESETS", "Inverter", "InverterDesign", "ReleaseShape", "build_inverter", "preset"]
+
+MIN_SIZE = 8
+
+
+class PredictionBranch(nn.Module):
+    """Logits (B, K) as the inverter reads them; float32, no parameters."""
+
+    def __init__(self, kind: str, shift: float) -> None:
+        super().__init__()
+        self.kind = kind
+        self.shift = shift
+
+    def forward(self, logit_BK: Tensor) -> Tensor:
+        logit_BK = logit_BK.float()
+        if self.kind == "logits":
+            return logit_BK
+        return (F.log_softmax(logit_BK, dim=1) + self.shift).clamp(min=0)
+
+
+class Encoder(nn.Module):
+    """Maps (B, M, H, W) to a vector (B, hidden) and, on the way, one activation map a level before it is pooled."""
+
+    def __init__(self, design: InverterDesign, maps: int, sizes: list[int]) -> None:
+        super().__init__()
+        sizes = sizes[: design.encoder_depth]
+        self.widths = design.channels(design.encoder_width or design.width, sizes)
+        block = ResidualBlock if design.residual else ConvBlock
+        self.levels = nn.ModuleList()
+        fan_in = maps
+        if design.residual:  # a pre-activation block must not begin by normalising a single raw channel
+            self.stem: nn.Module = nn.Conv2d(maps, self.widths[0], 3, padding=1)
+            fan_in = self.widths[0]
+        else:
+            self.stem = nn.Identity()
+        for width in self.widths:
+            self.levels.append(block(fan_in, width, design.normalisation, design.activation))
+            fan_in = width
+        self.pool = nn.MaxPool2d(2)
+        self.hidden = nn.Linear(fan_in * (sizes[-1] // 2) ** 2, design.hidden)
+        self.activation = make_activation(design.activation)
+
+    def forward(self, map_BMHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        feature_BCHW = self.stem(map_BMHW)
+        for level in self.levels:
+            feature_BCHW = level(feature_BCHW)
+            skips.append(feature_BCHW)
+            feature_BCHW = self.pool(feature_BCHW)
+        return self.activation(self.hidden(torch.flatten(feature_BCHW, 1))), skips
+
+
+class DecoderLevel(nn.Module):
+    """Blocks at one size, after the skip of that size has joined; then up to the next size."""
+
+    def __init__(self, blocks: list[nn.Module], up: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.up = nn.Sequential(*up)
+
+    def forward(self, feature_BCHW: Tensor, skip_BCHW: Tensor | None, condition_BE: Tensor | None) -> Tensor:
+        if skip_BCHW is not None:
+            feature_BCHW = torch.cat([feature_BCHW, skip_BCHW.to(feature_BCHW.dtype)], dim=1)
+        for block in self.blocks:
+            feature_BCHW = block(feature_BCHW, condition_BE)
+        return self.up(feature_BCHW)
+
+
+class Decoder(nn.Module):
+    """A vector (B, D), skips by level and a condition (B, E) to an image (B, C, H, W)."""
+
+    def __init__(self, design: InverterDesign, vector: int, skips: list[int], channels: int, size: int) -> None:
+        super().__init__()
+        sizes = design.sizes(size)
+        widths = design.channels(design.width, sizes)
+        skips = skips + [0] * (len(sizes) - len(skips))
+        self.start, fan_in = _start(design, vector, widths[-1], sizes[-1])
+        self.levels = nn.ModuleList()
+        for level in reversed(range(len(sizes))):
+            fan_in += skips[level]
+            count = design.blocks if level or design.full_size_blocks else 0
+            blocks, fan_in = _blocks(design, count, fan_in, widths[level])
+            up: list[nn.Module] = []
+            if level:
+                to_width = channels if level == 1 and design.blocks == 0 else widths[level - 1]
+                up, fan_in = _up(design, fan_in, to_width, sizes[level], sizes[level - 1], last=to_width == channels)
+            self.levels.append(DecoderLevel(blocks, up))
+        head: list[nn.Module] = []
+        if design.residual:
+            head += [make_norm(design.normalisation, fan_in), make_activation(design.activation)]
+        if design.blocks:
+            head.append(nn.Conv2d(fan_in, channels, 3, padding=1))
+        if design.head == "sigmoid":
+            head.append(nn.Sigmoid())
+        self.head = nn.Sequential(*head)
+
+    def forward(self, vector_BD: Tensor, skips: list[Tensor], condition_BE: Tensor | None) -> Tensor:
+        feature_BCHW = self.start(vector_BD)
+        for level, layer in zip(reversed(range(len(self.levels))), self.levels, strict=True):
+            skip_BCHW = skips[level] if level < len(skips) else None
+            feature_BCHW = layer(feature_BCHW, skip_BCHW, condition_BE)
+        return self.head(feature_BCHW)
+
+
+def _start(design: InverterDesign, vector: int, width: int, size: int) -> tuple[nn.Module, int]:
+    if design.upsampling == "nearest":
+        return BroadcastStart(size), vector
+    if design.upsampling == "transposed":
+        layer = TransposedStart(vector, width, size, exact=design.bottleneck == 0)
+        norm, activation = make_norm(design.normalisation, width), make_activation(design.activation)
+        return nn.Sequential(layer, norm, activation), width
+    return LinearStart(vector, width, size), width
+
+
+def _blocks(design: InverterDesign, count: int, fan_in: int, width: int) -> tuple[list[nn.Module], int]:
+    block = ResidualBlock if design.residual else ConvBlock
+    condition = design.condition if design.fusion == "film" else 0
+    blocks: list[nn.Module] = []
+    for _ in range(count):
+        blocks.append(block(fan_in, width, design.normalisation, design.activation, condition))
+        fan_in = width
+    return blocks, fan_in
+
+
+def _up(
+    design: InverterDesign, fan_in: int, fan_out: int, from_size: int, to_size: int, last: bool
+) -> tuple[list[nn.Module], int]:
+    if design.upsampling == "nearest":
+        return [NearestUp(to_size)], fan_in
+    if design.upsampling == "pixel_shuffle":
+        return [PixelShuffleUp(fan_in, fan_out, from_size, to_size)], fan_out
+    layers: list[nn.Module] = [transposed_up(fan_in, fan_out, from_size, to_size)]
+    if not last:
+        layers += [make_norm(design.normalisation, fan_out), make_activation(design.activation)]
+    return layers, fan_out
+
+
+class Inverter(nn.Module):
+    """Reconstructs an image from a release; `build_inverter` makes it from a design.
+
+    Maps are standardised by the buffers `map_mean` and `map_scale` (one value a map channel, the maps' channels in
+    order; 0 and 1 until `standardise` sets them). The encoder sees them resized to the image (bilinear), the flatten
+    branch at their native size, where they are smallest and nothing is lost.
+    """
+
+    map_mean: Tensor
+    map_scale: Tensor
+
+    def __init__(self, design: InverterDesign, release: ReleaseShape, channels: int, size: int) -> None:
+        super().__init__()
+        self.design = design
+        self.release = release
+        self.size = size
+        map_channels = sum(shape[0] for shape in release.maps)
+        self.register_buffer("map_mean", torch.zeros(map_channels))
+        self.register_buffer("map_scale", torch.ones(map_channels))
+        vector = 0
+        if design.prediction != "none":
+            self.prediction = PredictionBranch(design.prediction, design.shift)
+            vector += release.classes
+        if design.flatten:
+            vector += sum(m * h * w for m, h, w in release.maps)
+        self.encoder = Encoder(design, map_channels, design.sizes(size)) if design.encoder != "none" else None
+        if self.encoder is not None:
+            vector += design.hidden
+        self.bottleneck = nn.Sequential()
+        if design.bottleneck:
+            self.bottleneck = nn.Sequential(ExactLinear(vector, design.bottleneck), make_activation(design.activation))
+            vector = design.bottleneck
+        self.condition = nn.Sequential()
+        if design.fusion == "film":
+            self.condition = nn.Sequential(
+                ExactLinear(release.classes, design.condition), make_activation(design.activation)
+            )
+        skips = self.encoder.widths if self.encoder is not None and design.encoder == "unet" else []
+        self.decoder = Decoder(design, vector, skips, channels, size)
+
+    @torch.no_grad()
+    def standardise(self, mean_M: Tensor, scale_M: Tensor) -> None:
+        """Set what maps are standardised by: (map - mean) / scale, one value a map channel. InputError if unusable."""
+        count = len(self.map_mean)
+        if mean_M.shape != (count,) or scale_M.shape != (count,):
+            raise InputError(
+                f"The inverter reads {count} map channels, so mean and scale need {count} values each; got shapes "
+                f"{tuple(mean_M.shape)} and {tuple(scale_M.shape)}."
+            )
+        if not (torch.isfinite(mean_M).all() and torch.isfinite(scale_M).all() and (scale_M > 0).all()):
+            raise InputError("Map means must be finite and map scales finite and positive; a constant map has scale 1.")
+        self.map_mean.copy_(mean_M)
+        self.map_scale.copy_(scale_M)
+
+    def forward(self, prediction_BK: Tensor, maps: list[Tensor]) -> Tensor:
+        """Image (B, C, H, W), float32, from logits (B, K) and one (B, M, h, w) tensor a map, in the release's order."""
+        shapes = tuple(tuple(map_BMHW.shape[1:]) for map_BMHW in maps)
+        assert shapes == self.release.maps, f"maps of shapes {shapes}, expected {self.release.maps}"
+        maps = self._standardised(maps)
+        parts: list[Tensor] = []
+        skips: list[Tensor] = []
+        condition_BE = None
+        if self.design.prediction != "none":
+            logit_BK = self.prediction(prediction_BK)
+            parts.append(logit_BK)
+            if self.design.fusion == "film":
+                condition_BE = self.condition(logit_BK)
+        if self.design.flatten:
+            parts += [torch.flatten(map_BMHW, 1) for map_BMHW in maps]
+        if self.encoder is not None:
+            hidden_BD, skips = self.encoder(torch.cat([self._resized(map_BMHW) for map_BMHW in maps], dim=1))
+            parts.append(hidden_BD)
+        vector_BD = self.bottleneck(torch.cat([part.float() for part in parts], dim=1))
+        image_BCHW: Tensor = self.decoder(vector_BD, skips if self.design.encoder == "unet" else [], condition_BE)
+        return image_BCHW.float()
+
+    def _standardised(self, maps: list[Tensor]) -> list[Tensor]:
+        counts = [shape[0] for shape in self.release.maps]
+        means, scales = self.map_mean.split(counts), self.map_scale.split(counts)
+        return [
+            (map_BMHW - mean_M[:, None, None]) / scale_M[:, None, None]
+            for map_BMHW, mean_M, scale_M in zip(maps, means, scales, strict=True)
+        ]
+
+    def _resized(self, map_BMHW: Tensor) -> Tensor:
+        if map_BMHW.shape[2:] == (self.size, self.size):
+            return map_BMHW
+        return F.interpolate(map_BMHW, size=(self.size, self.size), mode="bilinear", align_corners=False)
+
+
+def build_inverter(design: InverterDesign, release: ReleaseShape, channels: int, size: int) -> Inverter:
+    """A fresh inverter to square images of `size` px with `channels` channels. Weights: torch's global generator.
+
+    InputError when design and release do not fit: no map for a design that reads maps, or maps that it would ignore.
+    """
+    if size < MIN_SIZE or channels < 1 or release.classes < 1:
+        raise InputError(
+            f"An inverter needs images of at least {MIN_SIZE} px, 1 channel and 1 class; got {size} px, {channels} "
+            f"channels and {release.classes} classes."
+        )
+    if design.reads_maps and not release.maps:
+        raise InputError(
+            "This inverter reads explanation maps and the release has none; name a method or a design without."
+        )
+    if release.maps and not design.reads_maps:
+        raise InputError(
+            "This inverter ignores explanation maps, so give it a release without any (the prediction alone)."
+        )
+    return Inverter(design, release, channels, size)

@@ -1,0 +1,311 @@
+"""The one training loop, for target, surrogate, evaluator and inverter alike.
+
+It runs in a plain process, under torchrun (`torchrun -m xinv.train JOB.json`) and inside Ray Train: it only asks for a
+process group. Ranks, order of the data and random numbers depend on the job alone, so a run killed anywhere and started
+again ends with the same weights, bit for bit, as one left in peace (same machine, same number of ranks).
+
+Axes: B images of this rank's share of a step.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from xinv.data.loader import Batch, Reader
+from xinv.errors import WorkError
+from xinv.files import make_private, read_json, write_json
+from xinv.progress import Progress, silent
+from xinv.train.checkpoint import BEST, Checkpoints, TrainState
+from xinv.train.engine import Engine, process_group
+from xinv.train.objectives import OBJECTIVES, Objective
+from xinv.train.settings import TrainingSettings, learning_rate_at
+from xinv.train.weights import WEIGHTS, InverterSpec, NetworkSpec, save_spec
+
+Events = Callable[[dict[str, Any]], None]
+"""Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}."""
+
+SUMMARY = "summary.json"
+
+
+class TrainJob(BaseModel):
+    """One training, complete: any process that can read the folders can run it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path = Field(description="where the network ends up; its checkpoints meanwhile")
+    objective: Literal["classify", "invert"]
+    network: NetworkSpec
+    images: Path = Field(description="image set")
+    releases: Path | None = Field(None, description="release set, for inverters")
+    partition: str = Field(description="trained on; PARTITION_validation selects")
+    settings: TrainingSettings
+    seed: int
+
+
+class Summary(BaseModel):
+    """What a finished training says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int
+    epochs: int
+    best_epoch: int = Field(description="epochs finished when the exported weights were reached")
+    validation: dict[str, float] = Field(description="metrics of the exported weights on the validation part")
+    parameters: int
+
+
+def train(job: TrainJob, progress: Progress = silent, events: Events = lambda record: None) -> Summary:
+    """Train one network to its end, continuing from its newest checkpoint. All ranks of the process group call this.
+
+    Args:
+        job: what to train on what.
+        progress: called on rank 0 after steps with (steps done, all steps, a few words).
+        events: called on rank 0 after each validation.
+
+    Returns:
+        The summary, on every rank. `job.folder` then holds network.json, weights.safetensors and summary.json.
+
+    Raises:
+        InputError: the data or the settings do not fit.
+        WorkError: the loss became NaN or infinite.
+    """
+    rank, world = process_group()
+    if _finished(job, rank):
+        return Summary.model_validate(read_json(job.folder / SUMMARY))
+    if rank == 0:
+        make_private(job.folder)
+        save_spec(job.folder, job.network)
+    _seed(job.seed)
+    methods = job.network.methods if isinstance(job.network, InverterSpec) else ()
+    memory = job.settings.memory_mib << 20
+    window = job.settings.shuffle_window
+    data, held_out = (
+        Reader(job.images, part, job.releases, methods, seed=job.seed, window=window, memory_bytes=memory)
+        for part in (job.partition, f"{job.partition}_validation")
+    )
+    network = job.network.build()
+    if isinstance(job.network, InverterSpec):
+        _standardise(network, data, job.settings.batch_size)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    engine = Engine(network, job.settings, world)
+    try:
+        checkpoints = Checkpoints(job.folder / "checkpoints", rank, world, job.settings.zero_stage)
+        state = checkpoints.load(engine)
+        fit = _Fit(job, engine, OBJECTIVES[job.objective], checkpoints, state, rank, world)
+        fit.run(data, held_out, progress if rank == 0 else silent, events if rank == 0 else lambda record: None)
+    finally:
+        engine.close()
+    return _export(job, checkpoints, state, parameters, rank)
+
+
+class _Fit:
+    """The moving parts of one training; `run` is the loop."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        engine: Engine,
+        objective: Objective,
+        checkpoints: Checkpoints,
+        state: TrainState,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.job, self.engine, self.objective, self.checkpoints = job, engine, objective, checkpoints
+        self.state, self.rank, self.world = state, rank, world
+
+    def run(self, data: Reader, held_out: Reader, progress: Progress, events: Events) -> None:
+        settings, state = self.job.settings, self.state
+        per_epoch = -(-data.samples // settings.batch_size)
+        steps = per_epoch * settings.epochs
+        while state.epoch < settings.epochs and not state.finished:
+            self.engine.train(True)
+            for batch in data.epoch(state.epoch, settings.batch_size, state.cursor, self.rank, self.world):
+                self.engine.set_learning_rate(learning_rate_at(settings, state.step, steps))
+                loss, images = self._step(batch)
+                state.loss_sum += loss
+                state.loss_images += images
+                state.step += 1
+                state.cursor = batch.cursor
+                mean = state.loss_sum / state.loss_images
+                progress(state.step, steps, f"epoch {state.epoch + 1}/{settings.epochs}  loss {mean:.4f}")
+                if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
+                    self.checkpoints.save(self.engine, state, improved=False)
+            state.epoch += 1
+            state.cursor = 0
+            if state.epoch % settings.validate_every and state.epoch < settings.epochs:
+                continue
+            values = {"train_loss": state.loss_sum / state.loss_images, **self.validate(held_out)}
+            state.loss_sum = state.loss_images = 0.0
+            if not np.isfinite(values["loss"]):
+                raise WorkError(
+                    f"{self.job.folder.name}: the validation loss is {values['loss']} after epoch {state.epoch}. "
+                    "Lower learning_rate, or set precision: fp32."
+                )
+            improved = state.best is None or values["loss"] < state.best
+            state.stale = 0 if improved else state.stale + 1
+            if improved:
+                state.best, state.best_epoch, state.best_values = values["loss"], state.epoch, values
+            state.finished = bool(settings.patience) and state.stale >= settings.patience
+            self.checkpoints.save(self.engine, state, improved)
+            events({"step": state.step, "epoch": state.epoch, "values": values})
+
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        """One optimizer step on this rank's share; returns (weighted sum of losses, images), reduced over ranks.
+
+        The mean is over the real images of all ranks: a rank's loss is scaled so that DeepSpeed's plain mean over ranks
+        and micro-batches comes out as that, however uneven the shares (a padded row weighs 0).
+        """
+        pieces = split(batch, self.engine.accumulation)
+        total = torch.zeros(2, dtype=torch.float64)
+        for piece in pieces:
+            piece = to_device(piece, self.engine.device)
+            output = self.engine.forward(*self.objective.inputs(piece))
+            weighted = (self.objective.loss_B(output, piece) * piece.weight_B).sum()
+            self.engine.backward(weighted * (self.world * len(pieces) / batch.samples))
+            self.engine.step()
+            total += torch.tensor([weighted.item(), piece.weight_B.sum().item()], dtype=torch.float64)
+        loss, images = reduced(total).tolist()
+        return loss, images
+
+    def validate(self, data: Reader) -> dict[str, float]:
+        """Means of loss and metrics over every image of `data`, each counted once, equal on all ranks."""
+        self.engine.train(False)
+        sums: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for batch in data.once(self.job.settings.batch_size, self.rank, self.world):
+                batch = to_device(batch, self.engine.device)
+                output = self.engine.forward(*self.objective.inputs(batch))
+                values = {"loss": self.objective.loss_B(output, batch), **self.objective.metrics_B(output, batch)}
+                for name, value_B in values.items():
+                    here = torch.stack([(value_B * batch.weight_B).sum(), batch.weight_B.sum()]).double().cpu()
+                    sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + here
+        result = {}
+        for name, pair in sums.items():
+            total, images = reduced(pair).tolist()
+            assert images == data.samples, f"validated {images} images of {data.samples}"
+            result[name] = total / images
+        return result
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    """`batch` in exactly `pieces` micro-batches, as even as can be; a piece without images gets one of weight 0."""
+    rows = len(batch.key)
+    parts = [list(range(start, rows, pieces)) for start in range(pieces)]
+    if pieces == 1:
+        return [batch]
+    return [_take(batch, part or [0], keep_weight=bool(part)) for part in parts]
+
+
+def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
+    weight_B = batch.weight_B[rows]
+    return Batch(
+        key=[batch.key[row] for row in rows],
+        identity=[batch.identity[row] for row in rows],
+        image_BCHW=batch.image_BCHW[rows],
+        label_B=batch.label_B[rows],
+        prediction_BK=None if batch.prediction_BK is None else batch.prediction_BK[rows],
+        maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
+        weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
+        samples=batch.samples,
+        cursor=batch.cursor,
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """`batch` with its tensors on `device`."""
+    if device.type == "cpu":
+        return batch
+    prediction_BK = batch.prediction_BK
+    return Batch(
+        key=batch.key,
+        identity=batch.identity,
+        image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
+        label_B=batch.label_B.to(device, non_blocking=True),
+        prediction_BK=None if prediction_BK is None else prediction_BK.to(device, non_blocking=True),
+        maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
+        weight_B=batch.weight_B.to(device, non_blocking=True),
+        samples=batch.samples,
+        cursor=batch.cursor,
+    )
+
+
+def reduced(value: Tensor) -> Tensor:
+    """The sum of a small fp64 tensor over all ranks."""
+    if dist.get_world_size() > 1:
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        moved = value.to(device)
+        dist.all_reduce(moved)
+        return moved.cpu()
+    return value
+
+
+def _seed(seed: int) -> None:
+    """The same random numbers on every rank: they draw initial weights, which must agree.
+
+    Nothing after that draws from these generators (the data's order has its own, a function of seed and epoch), so
+    their state is no part of TrainState.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    # cuBLAS and cuDNN pick faster kernels that add in varying order; an audit must give the same answer twice.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def _standardise(network: Any, data: Reader, batch_size: int) -> None:
+    """Give the inverter mean and spread of each map channel over its training part, the attacker's own data."""
+    if not data.map_shapes:
+        return
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in data.once(batch_size):
+        count += len(batch.key)
+        for name, map_BMHW in batch.maps.items():
+            value = map_BMHW.double()
+            moments = torch.stack([value.mean((2, 3)).sum(0), value.square().mean((2, 3)).sum(0)])
+            sums[name] = sums.get(name, torch.zeros_like(moments)) + moments
+    means = torch.cat([moments[0] for moments in sums.values()]) / count
+    squares = torch.cat([moments[1] for moments in sums.values()]) / count
+    spread = (squares - means.square()).clamp_min(0).sqrt()
+    # A constant map (a dead class activation) carries nothing; dividing by its rounding noise would invent something.
+    spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+    network.standardise(means.float(), spread.float())
+
+
+def _finished(job: TrainJob, rank: int) -> bool:
+    answer = [(job.folder / SUMMARY).exists() if rank == 0 else None]
+    dist.broadcast_object_list(answer, src=0)
+    return bool(answer[0])
+
+
+def _export(job: TrainJob, checkpoints: Checkpoints, state: TrainState, parameters: int, rank: int) -> Summary:
+    """Move the best weights out of the last checkpoint; summary.json comes last and says that all is there."""
+    latest = checkpoints.latest()
+    assert latest is not None, "a training ends with a validation, and that with a checkpoint"
+    if rank == 0:
+        draft = job.folder / f".{WEIGHTS}.partial"
+        shutil.copyfile(latest / BEST, draft)
+        draft.replace(job.folder / WEIGHTS)
+        summary = Summary(
+            steps=state.step,
+            epochs=state.epoch,
+            best_epoch=state.best_epoch,
+            validation=state.best_values,
+            parameters=parameters,
+        )
+        write_json(job.folder / SUMMARY, summary.model_dump(mode="json"))
+    dist.barrier()
+    checkpoints.drop()
+    return Summary.model_validate(read_json(job.folder / SUMMARY))

@@ -1,0 +1,77 @@
+"""What a training run can be told, whichever of the four kinds of network it trains."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OWNED_BY_US = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
+               "scheduler", "gradient_clipping", "torch_autocast")  # fmt: skip
+"""DeepSpeed keys that settings of ours decide; naming them in the verbatim section would contradict those."""
+
+
+class TrainingSettings(BaseModel):
+    """One training run. Everything counts in epochs and in images over all ranks, so that a run keeps its meaning when
+    the number of workers changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(20, ge=1, description="passes over the training part")
+    batch_size: int = Field(128, ge=1, description="images per optimizer step, over all ranks together")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images a rank takes through the network at once; the rest accumulates (null: all of its share)",
+    )
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="Adam with decoupled weight decay, or plain Adam")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's exponential decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay for adamw, L2 for adam")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises linearly")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up; cosine ends at 0"
+    )
+    clip: float = Field(1.0, ge=0, description="largest global gradient norm (0: no clipping)")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="bf16 autocast with fp32 master weights, or fp32; auto: bf16 where the hardware computes it"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients, 3 weights"
+    )
+    validate_every: int = Field(1, ge=1, description="epochs between validations; each is followed by a checkpoint")
+    checkpoint_steps: int = Field(
+        0, ge=0, description="further checkpoints every so many steps, for long epochs (0: none)"
+    )
+    patience: int = Field(0, ge=0, description="stop after so many validations without improvement (0: never)")
+    shuffle_window: int = Field(16384, ge=1, description="images among which the order is shuffled, shard by shard")
+    memory_mib: int = Field(2048, ge=1, description="decoded shards kept in memory by each rank, in MiB")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="further DeepSpeed settings, passed through verbatim"
+    )
+
+    @model_validator(mode="after")
+    def _deepspeed_section_does_not_contradict(self) -> "TrainingSettings":
+        clash = sorted(set(self.deepspeed) & set(OWNED_BY_US))
+        if clash:
+            raise ValueError(
+                f"deepspeed.{clash[0]} would contradict settings of ours; "
+                "use batch_size, micro_batch, optimizer, learning_rate, schedule, clip or precision instead"
+            )
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", self.zero_stage)
+        if stage != self.zero_stage:
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage is {stage}, zero_stage is {self.zero_stage}; set zero_stage alone"
+            )
+        return self
+
+
+def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then constant or half a cosine."""
+    import math
+
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - warm) / max(1, steps - warm)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))

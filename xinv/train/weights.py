@@ -1,0 +1,103 @@
+"""A trained network on disk: `network.json` says how to build it, `weights.safetensors` holds its numbers."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xinv.errors import InputError
+from xinv.files import aside, read_json, write_json
+from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
+from xinv.nets.inverter import Inverter, InverterDesign, ReleaseShape, build_inverter
+
+NETWORK = "network.json"
+WEIGHTS = "weights.safetensors"
+
+
+class ClassifierSpec(BaseModel):
+    """All that is needed to build a classifier."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["classifier"] = "classifier"
+    settings: ClassifierSettings
+    channels: int
+    size: int
+    classes: int
+
+    def build(self) -> Classifier:
+        return build_classifier(self.settings, self.channels, self.size, self.classes)
+
+
+class InverterSpec(BaseModel):
+    """All that is needed to build an inverter for a given release."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["inverter"] = "inverter"
+    design: InverterDesign
+    channels: int
+    size: int
+    classes: int
+    methods: tuple[str, ...] = Field(description="explanation methods in the order of the network's inputs")
+    maps: tuple[tuple[int, int, int], ...] = Field(description="(M, h, w) of each method's map")
+
+    def build(self) -> Inverter:
+        return build_inverter(self.design, ReleaseShape(classes=self.classes, maps=self.maps), self.channels, self.size)
+
+
+NetworkSpec = Annotated[ClassifierSpec | InverterSpec, Field(discriminator="kind")]
+
+
+def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec) -> None:
+    """Write network.json."""
+    write_json(folder / NETWORK, spec.model_dump(mode="json"))
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write a flat dict of CPU tensors as safetensors, atomically."""
+    with aside(path) as draft:
+        save_file(weights, draft)
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """The trained classifier in a stage folder, in eval mode. InputError when the folder holds none."""
+    network = _spec(folder, ClassifierSpec).build()
+    _fill(network, folder / WEIGHTS)
+    return network.eval()
+
+
+def load_inverter(folder: Path) -> Inverter:
+    """The trained inverter in a stage folder, in eval mode. InputError when the folder holds none."""
+    network = _spec(folder, InverterSpec).build()
+    _fill(network, folder / WEIGHTS)
+    return network.eval()
+
+
+def load_inverter_spec(folder: Path) -> InverterSpec:
+    """What the inverter in a stage folder takes and gives."""
+    return _spec(folder, InverterSpec)
+
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+def _spec(folder: Path, kind: type[Spec]) -> Spec:
+    try:
+        return kind.model_validate(read_json(folder / NETWORK))
+    except ValidationError as error:
+        raise InputError(
+            f"{folder / NETWORK} does not describe a {kind.__name__} ({error.error_count()} problems)."
+        ) from error
+
+
+def _fill(network: nn.Module, path: Path) -> None:
+    try:
+        network.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: this network was never trained to its end.") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} does not fit {NETWORK} beside it: {error}") from error
