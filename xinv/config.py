@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xinv.data.build import DataSettings
@@ -14,7 +13,7 @@ from xinv.leak.score import ScoreSettings
 from xinv.mistakes import explain
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import PRESETS, InverterDesign
-from xinv.overrides import apply, load_yaml
+from xinv.overrides import apply, dump_yaml, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
@@ -130,7 +129,7 @@ def validated(tree: dict[str, Any], source: str) -> AuditConfig:
 
 def dump(config: AuditConfig) -> str:
     """The configuration with every default, as YAML that `load` accepts."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def schema() -> str:

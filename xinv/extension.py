@@ -32,9 +32,7 @@ def prepare(progress: Progress = silent) -> str:
     """
     if not op_needed():
         return f"{OP} is not needed here."
-    lock = stale_lock()
-    if lock is not None:
-        lock.unlink(missing_ok=True)
+    before_loading()
     built = op_library().exists() and built_here(op_library())
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -43,7 +41,6 @@ def prepare(progress: Progress = silent) -> str:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"PATH": search_path()},
             start_new_session=True,  # a group of its own: an interrupt ends the compilers too
         )
         try:
@@ -69,6 +66,14 @@ def prepare(progress: Progress = silent) -> str:
     if built:
         return f"{OP} was built already."
     return f"{OP} is built ({time.monotonic() - started:.0f} s)."
+
+
+def before_loading() -> None:
+    """What every process must do before DeepSpeed loads the operation: find ninja, and not wait for a dead build."""
+    os.environ["PATH"] = search_path()
+    lock = stale_lock()
+    if lock is not None:
+        lock.unlink(missing_ok=True)
 
 
 _BUILD = """

@@ -202,7 +202,7 @@ def table(
         baseline: id of the prediction-only attack. A leak is score(attack) - score(baseline), paired by image.
 
     Returns:
-        {"level", "rows": [...], "leaks": [...], "evaluator": {...}, "target": {...}}; intervals by a bootstrap over identities.
+        {"level", "rows", "leaks", "evaluator", "target"} of scores.json; intervals by a bootstrap over identities.
     """
     originals = results[ORIGINALS]
     clusters = np.unique(np.asarray(originals["identity"]), return_inverse=True)[1]

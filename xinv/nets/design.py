@@ -107,7 +107,7 @@ class InverterDesign(BaseModel):
 # The five designs of the paper (Zhao et al., ICCV 2021, Fig. 2d-2g and the encoder without skips) share one decoder, so
 # that a difference between them is a difference in what they read. The paper's widths are not public (no code, and no
 # numbers in the copies that could be read): these are sized for the demo, and `width` scales them.
-_PAPER: dict[str, Any] = {"upsampling": "transposed", "blocks": 1, "width": 16}
+_PAPER: dict[str, Any] = {"upsampling": "transposed", "blocks": 1, "width": 16, "bottleneck": 256}
 # WSP-LAB/GNIME, read as facts: layer tables in tests/test_inverter.py.
 _GNIME: dict[str, Any] = {"upsampling": "nearest", "schedule": "inverse_size", "smallest": 3}
 

@@ -67,6 +67,7 @@ class Encoder(nn.Module):
             self.levels.append(block(fan_in, width, design.normalisation, design.activation))
             fan_in = width
         self.pool = nn.MaxPool2d(2)
+        self.layout = _layout(design)
         self.hidden = nn.Linear(fan_in * (sizes[-1] // 2) ** 2, design.hidden)
         self.activation = make_activation(design.activation)
 
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         skips = []
         feature_BCHW = self.stem(map_BMHW)
         for level in self.levels:
-            feature_BCHW = level(feature_BCHW)
+            feature_BCHW = level(feature_BCHW).contiguous(memory_format=self.layout)
             skips.append(feature_BCHW)
             feature_BCHW = self.pool(feature_BCHW)
         return self.activation(self.hidden(torch.flatten(feature_BCHW, 1))), skips
@@ -83,14 +84,16 @@ class Encoder(nn.Module):
 class DecoderLevel(nn.Module):
     """Blocks at one size, after the skip of that size has joined; then up to the next size."""
 
-    def __init__(self, blocks: list[nn.Module], up: list[nn.Module]) -> None:
+    def __init__(self, blocks: list[nn.Module], up: list[nn.Module], layout: torch.memory_format) -> None:
         super().__init__()
+        self.layout = layout
         self.blocks = nn.ModuleList(blocks)
         self.up = nn.Sequential(*up)
 
     def forward(self, feature_BCHW: Tensor, skip_BCHW: Tensor | None, condition_BE: Tensor | None) -> Tensor:
         if skip_BCHW is not None:
             feature_BCHW = torch.cat([feature_BCHW, skip_BCHW.to(feature_BCHW.dtype)], dim=1)
+        feature_BCHW = feature_BCHW.contiguous(memory_format=self.layout)
         for block in self.blocks:
             feature_BCHW = block(feature_BCHW, condition_BE)
         return self.up(feature_BCHW)
@@ -114,7 +117,7 @@ class Decoder(nn.Module):
             if level:
                 to_width = channels if level == 1 and design.blocks == 0 else widths[level - 1]
                 up, fan_in = _up(design, fan_in, to_width, sizes[level], sizes[level - 1], last=to_width == channels)
-            self.levels.append(DecoderLevel(blocks, up))
+            self.levels.append(DecoderLevel(blocks, up, _layout(design)))
         head: list[nn.Module] = []
         if design.residual:
             head += [make_norm(design.normalisation, fan_in), make_activation(design.activation)]
@@ -130,6 +133,12 @@ class Decoder(nn.Module):
             skip_BCHW = skips[level] if level < len(skips) else None
             feature_BCHW = layer(feature_BCHW, skip_BCHW, condition_BE)
         return self.head(feature_BCHW)
+
+
+def _layout(design: InverterDesign) -> torch.memory_format:
+    # Convolutions and pooling are up to 1.5 times faster with channels last, GroupNorm is slower than they gain.
+    # Weights stay as they are: DeepSpeed cannot broadcast channels_last parameters.
+    return torch.channels_last if design.normalisation == "none" else torch.contiguous_format
 
 
 def _start(design: InverterDesign, vector: int, width: int, size: int) -> tuple[nn.Module, int]:

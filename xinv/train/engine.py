@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xinv.errors import InputError
+from xinv.extension import before_loading
 from xinv.train.settings import TrainingSettings
 
 
@@ -74,6 +75,7 @@ class Engine:
     """
 
     def __init__(self, network: nn.Module, settings: TrainingSettings, world: int) -> None:
+        before_loading()
         import deepspeed  # 1.3 s, and it configures logging: not before it is needed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
