@@ -151,5 +151,5 @@ PRESETS: dict[str, InverterDesign] = {
 def preset(name: str, **changes: Any) -> InverterDesign:
     """The preset called `name`, with some fields changed. InputError for an unknown name."""
     if name not in PRESETS:
-        raise InputError(f"There is no inverter called '{name}'; the known ones are {', '.join(sorted(PRESETS))}.")
+        raise InputError(f"no inverter design is called '{name}'; known are {', '.join(sorted(PRESETS))}.")
     return InverterDesign(**{**PRESETS[name].model_dump(), **changes})

@@ -3,6 +3,7 @@
 Axes in tensor names: B batch, C image channels, M map channels, H height and W width of the image, h and w of a map.
 
 Every map is a function of its own image alone: a batch explained together equals its images explained one by one.
+captum is imported where it is used: it brings matplotlib along, and a config only asks for the names.
 """
 
 import copy
@@ -11,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from captum.attr import LRP, InputXGradient, LayerGradCam, Saliency
-from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
 from torch import Tensor, fx, nn
 
 from xinv.errors import InputError
@@ -20,8 +19,8 @@ from xinv.errors import InputError
 Shape = tuple[int, int, int]
 """Of one image: channels, height, width."""
 
-LRP_EPSILON = 0.01
-"""In units of pre-activations. Near 0, LRP-epsilon of a ReLU network is gradient * input (Ancona et al., ICLR 2018)."""
+LRP_EPSILON = 0.25
+"""In units of pre-activations. Towards 0, LRP of a ReLU network becomes gradient * input (Ancona et al., ICLR 2018)."""
 
 EPSILON_LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
 EPSILON_PASSING = (nn.ReLU, nn.Dropout, nn.Tanh)
@@ -77,27 +76,32 @@ class Method:
 def method(name: str) -> Method:
     """The method called `name`. InputError, listing the known ones, for any other name."""
     if name not in METHODS:
-        raise InputError(f"There is no explanation method '{name}'; the known ones are {', '.join(METHODS)}.")
+        raise InputError(f"no explanation method is called '{name}'; known are {', '.join(METHODS)}.")
     return METHODS[name]
 
 
 def _gradient(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+    from captum.attr import Saliency
+
     map_BMHW: Tensor = Saliency(model).attribute(image_BCHW, target=class_B, abs=False)
     return map_BMHW
 
 
 def _abs_gradient(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
     # A channel of map for a channel of image; Simonyan et al. (2014) keep the largest of them only.
-    map_BMHW: Tensor = Saliency(model).attribute(image_BCHW, target=class_B, abs=True)
-    return map_BMHW
+    return _gradient(model, image_BCHW, class_B).abs()
 
 
 def _gradient_input(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+    from captum.attr import InputXGradient
+
     map_BMHW: Tensor = InputXGradient(model).attribute(image_BCHW, target=class_B)
     return map_BMHW
 
 
 def _grad_cam(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+    from captum.attr import LayerGradCam
+
     # With the ReLU of the paper (Selvaraju et al., ICCV 2017), which captum leaves out unless asked.
     explainer = LayerGradCam(model, model.cam_layer)
     map_BMHW: Tensor = explainer.attribute(image_BCHW, target=class_B, relu_attributions=True)
@@ -105,15 +109,21 @@ def _grad_cam(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
 
 
 def _lrp_epsilon(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+    from captum.attr._utils.lrp_rules import EpsilonRule
+
     return _lrp(model, image_BCHW, class_B, lambda: EpsilonRule(epsilon=LRP_EPSILON))
 
 
 def _lrp_zplus(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+    from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
+
     # Biases take no share of the relevance: what enters a layer leaves it, wherever a positive contribution exists.
     return _lrp(model, image_BCHW, class_B, lambda: Alpha1_Beta0_Rule(set_bias_to_zero=True))
 
 
 def _lrp(model: nn.Module, image_BCHW: Tensor, class_B: Tensor, rule: Callable[[], object]) -> Tensor:
+    from captum.attr import LRP
+
     # captum replaces weights, hangs rules and activations on modules, and puts back what it thinks of: give it a copy.
     copied = copy.deepcopy(model)
     for module in copied.modules():

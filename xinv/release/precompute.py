@@ -1,32 +1,326 @@
-"""Release shards (signatures; the bodies are being written)."""
+"""From images and the target to release shards: what the target gives out, computed once and read by every attack.
 
-from collections.abc import Callable
+    OUT/<partition>/NNNNNN.tar           same keys in the same order as the image shard of that number
+    OUT/<partition>/NNNNNN.entry.json    written after its tar: the shard is finished; gone when the set is
+    OUT/index.json                       written last: the set is finished
+
+A shard is a task. Tasks run anywhere, in any order, and again after a failure: a finished shard is never remade.
+Axes in tensor names: B batch, C image channels, M map channels, H height, W width, K classes.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+import xinv
+from xinv.data.fields import FieldSchema, schema_of
+from xinv.data.shards import INDEX_NAME, Index, ShardEntry, read_shard, shard_path, write_shard
+from xinv.errors import InputError, WorkError
+from xinv.files import digest, make_private, read_json, sha256_of, write_json
 from xinv.nets.classifier import Classifier
+from xinv.progress import Progress, silent
+from xinv.release.methods import LRP_EPSILON, METHODS, method
 
-Load = Callable[[Path], Classifier]
+PARTITIONS = ("attack", "attack_validation", "victim")
+"""What the attacker asks the target about, and what it is scored on. The target's own data is never released."""
+
+TARGET = ("network.json", "weights.safetensors")
+"""The files that are the target: what its digest is made of."""
+
+PREDICTION = "prediction.npy"
+UNITS = {PREDICTION: "logit", **{f"{name}.npy": entry.units for name, entry in METHODS.items()}}
+NAMED = 3  # how many samples an error message names
+
 Task = tuple[str, int]
+"""(partition, shard number)"""
+Load = Callable[[Path], Classifier]
+RunTasks = Callable[..., list[dict[str, Any]]]
+"""run_tasks(factory, tasks, progress=...) -> results in the order of the tasks; `parallel.map_tasks` is one."""
 
 
 class ReleaseSettings(BaseModel):
+    """What the target releases for an image."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    methods: tuple[str, ...] = Field(("gradient", "grad_cam", "lrp_zplus"), description="Explanations released.")
+    methods: tuple[str, ...] = Field(
+        ("gradient", "grad_cam", "lrp_zplus"),
+        description="Explanation methods released beside the prediction; they explain the predicted class.",
+    )
     batch_size: int = Field(64, ge=1, description="Images explained at once.")
-    max_nonfinite: int = Field(0, ge=0, description="NaN or infinite map values tolerated in the whole set.")
+    max_nonfinite: int = Field(
+        0,
+        ge=0,
+        description="Map values of the whole set that may be NaN or infinite. They are stored as 0 and counted in the "
+        "index; one more, and the work fails.",
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for name in methods:
+            method(name)
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"a method is named twice: {', '.join(methods)}")
+        return methods
+
+
+class Entry(BaseModel):
+    """What NNNNNN.entry.json says of the shard beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    made_by: str = Field(description="digest of everything the shard was made from")
+    shard: ShardEntry = Field(description="its line for the index")
+    fields: dict[str, FieldSchema] = Field(description="its schema")
+    nonfinite: dict[str, int] = Field(description="NaN and infinite values that were stored as 0, by method")
 
 
 class Explainer:
+    """Makes release shards: built once in a worker, then called with task after task.
+
+    `load`: a top-level function from `target_folder` to the target. `threads`: CPU threads to compute with.
+    Runs on the GPU where there is one, in full float32 there too.
+    """
+
     def __init__(
         self, target_folder: Path, images: Path, out: Path, settings: ReleaseSettings, load: Load, threads: int = 1
-    ) -> None: ...
+    ) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        self.images, self.out, self.settings = images, out, settings
+        self.index = Index.load(images)
+        self.made_by = digest(made_by(self.index, target_folder, settings))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load(target_folder).to(self.device).eval()
 
-    def __call__(self, task: Task) -> dict[str, Any]: ...  # type: ignore[empty-body]
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """Make the shard of `task`, unless it is finished; its entry. WorkError when maps hold too many NaN or inf."""
+        partition, number = task
+        samples = self.index.entries(partition)[number].samples
+        found = finished_entry(self.out, task, self.made_by, samples)
+        if found is not None:
+            return found.model_dump(mode="json")
+        released, nonfinite = self._explained(task)
+        names = [PREDICTION, *(f"{name}.npy" for name in self.settings.methods)]
+        shard = write_shard(shard_path(self.out, partition, number), released)
+        entry = Entry(
+            made_by=self.made_by,
+            shard=shard,
+            fields={name: schema for name, schema in schema_of(released[0], UNITS).items() if name in names},
+            nonfinite=dict(nonfinite),
+        )
+        write_json(entry_path(self.out, task), entry.model_dump(mode="json"))
+        return entry.model_dump(mode="json")
+
+    def _explained(self, task: Task) -> tuple[list[dict[str, Any]], Counter[str]]:
+        """The release of every image of one shard, and the count of values that had to be replaced."""
+        samples = read_shard(self.images, self.index, *task)
+        released: list[dict[str, Any]] = []
+        nonfinite: Counter[str] = Counter()
+        where: dict[str, list[str]] = {}
+        for start in range(0, len(samples), self.settings.batch_size):
+            batch = samples[start : start + self.settings.batch_size]
+            fields = self._release(np.stack([sample["png"] for sample in batch]))
+            for row, sample in enumerate(batch):
+                release: dict[str, Any] = {"__key__": sample["__key__"]}
+                for name, values in fields.items():
+                    bad = int((~np.isfinite(values[row])).sum())
+                    if bad:
+                        nonfinite[name.removesuffix(".npy")] += bad
+                        where.setdefault(name.removesuffix(".npy"), []).append(sample["__key__"])
+                    release[name] = np.nan_to_num(values[row], nan=0.0, posinf=0.0, neginf=0.0)
+                released.append(release)
+        self._check_finite(task, nonfinite, where)
+        return released, nonfinite
+
+    def _release(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2).to(self.device).float().div(255).contiguous()
+        with torch.no_grad():
+            logit_BK = self.model(image_BCHW).float()
+        class_B = logit_BK.argmax(dim=1)
+        fields = {PREDICTION: logit_BK.cpu().numpy()}
+        for name in self.settings.methods:
+            fields[f"{name}.npy"] = METHODS[name].explain(self.model, image_BCHW, class_B).cpu().numpy()
+        return fields
+
+    def _check_finite(self, task: Task, nonfinite: Counter[str], where: dict[str, list[str]]) -> None:
+        predictions = nonfinite["prediction"]
+        if not predictions and nonfinite.total() <= self.settings.max_nonfinite:
+            return
+        named = "; ".join(
+            f"{name}: {count} in {', '.join(where[name][:NAMED])}{' ...' if len(where[name]) > NAMED else ''}"
+            for name, count in nonfinite.items()
+            if count
+        )
+        if predictions:
+            raise WorkError(f"The target's predictions are not finite, so it cannot be audited ({task}): {named}.")
+        raise WorkError(
+            f"Explanations hold {nonfinite.total()} NaN or infinite values in {task[0]} shard {task[1]} ({named}); "
+            f"max_nonfinite allows {self.settings.max_nonfinite} in the whole set. Leave that method out, or raise it."
+        )
 
 
-def precompute(images, target_folder, out, settings, *, load: Load, run_tasks, progress=None, threads: int = 1):  # type: ignore
-    """-> Index. run_tasks(factory, tasks, progress=progress) is parallel.map_tasks."""
+def precompute(
+    images: Path,
+    target_folder: Path,
+    out: Path,
+    settings: ReleaseSettings,
+    *,
+    load: Load,
+    run_tasks: RunTasks,
+    progress: Progress = silent,
+    threads: int = 1,
+) -> Index:
+    """Make the release set in `out` for the image set `images`; only what is not there yet.
+
+    InputError: a method that cannot explain this target, an image set without the attacker's partitions, or an `out`
+    that holds other releases. WorkError: maps with NaN or infinite values. `progress` counts shards.
+    """
+    index = Index.load(images)
+    tasks = all_tasks(index)
+    source = made_by(index, target_folder, settings)
+    kept = _finished_set(out, source)
+    if kept is not None:
+        return kept
+    _check_methods(load(target_folder), index, settings)
+    make_private(out)
+    open_tasks = [task for task in tasks if finished_entry(out, task, digest(source), _samples(index, task)) is None]
+    if open_tasks:
+        factory = functools.partial(Explainer, target_folder, images, out, settings, load, threads)
+        before = len(tasks) - len(open_tasks)
+        # Shards that an earlier run finished count as done: the bar shows the whole set.
+        run_tasks(factory, open_tasks, progress=lambda done, total, note: progress(before + done, before + total, note))
+    return finish(images, target_folder, out, settings)
+
+
+def finish(images: Path, target_folder: Path, out: Path, settings: ReleaseSettings) -> Index:
+    """Gather the entries of all shards into index.json, then remove them. WorkError when a shard is not finished."""
+    index = Index.load(images)
+    tasks = all_tasks(index)
+    source = made_by(index, target_folder, settings)
+    entries: dict[Task, Entry] = {}
+    for task in tasks:
+        entry = finished_entry(out, task, digest(source), _samples(index, task), trust=True)
+        if entry is None:
+            raise WorkError(f"The release shard {shard_path(out, *task)} is not finished; run the step again.")
+        entries[task] = entry
+    schemas = {
+        digest({name: schema.model_dump() for name, schema in entry.fields.items()}) for entry in entries.values()
+    }
+    if len(schemas) > 1:
+        raise WorkError(f"The shards in {out} differ in their fields; remove the folder and run the step again.")
+    nonfinite = sum((Counter(entry.nonfinite) for entry in entries.values()), Counter())
+    if nonfinite.total() > settings.max_nonfinite:
+        raise WorkError(
+            f"Explanations hold {nonfinite.total()} NaN or infinite values ({dict(nonfinite)}); max_nonfinite allows "
+            f"{settings.max_nonfinite} in the whole set. Leave that method out, or raise it."
+        )
+    releases = Index(
+        kind="releases",
+        made_by={**source, **_program(), "nonfinite": dict(nonfinite)},
+        label_names=(),
+        synthetic=index.synthetic,
+        fields=entries[tasks[0]].fields,
+        partitions={
+            partition: tuple(entries[task].shard for task in tasks if task[0] == partition) for partition in PARTITIONS
+        },
+    )
+    releases.save(out)
+    _remove_entries(out, tasks)
+    return releases
+
+
+def made_by(index: Index, target_folder: Path, settings: ReleaseSettings) -> dict[str, Any]:
+    """What decides every byte of a release set, for its index: images, target, methods, class explained."""
+    target = {
+        path.name: sha256_of(path.read_bytes()) for path in sorted(target_folder.glob("*")) if path.name in TARGET
+    }
+    if len(target) < len(TARGET):
+        raise InputError(f"{target_folder} holds no trained network: {' and '.join(TARGET)} are expected in it.")
+    return {
+        "images": digest(index.model_dump(mode="json")),
+        "target": digest(target),
+        "methods": list(settings.methods),
+        "class": "predicted",
+        "lrp_epsilon": LRP_EPSILON,
+    }
+
+
+def _program() -> dict[str, str]:
+    return {"program": f"xinv {xinv.__version__}", "torch": torch.__version__, "captum": version("captum")}
+
+
+def all_tasks(index: Index) -> list[Task]:
+    """One task a shard of the attacker's and the victims' images. InputError when the image set has none of those."""
+    for partition in PARTITIONS:
+        if not index.partitions.get(partition):
+            raise InputError(
+                f"The image set has no images in its partition '{partition}'; it has {', '.join(index.partitions)}. "
+                "Build it with an attack, an attack_validation and a victim part."
+            )
+    return [(partition, number) for partition in PARTITIONS for number in range(len(index.partitions[partition]))]
+
+
+def entry_path(out: Path, task: Task) -> Path:
+    """Where the entry of the shard of `task` lies."""
+    return shard_path(out, *task).with_suffix(".entry.json")
+
+
+def finished_entry(out: Path, task: Task, wanted: str, samples: int, trust: bool = False) -> Entry | None:
+    """The entry of a shard that is finished, was made from `wanted` and is byte for byte what it was; else None.
+
+    `trust`: compare the size alone, where the same run has just read or written the bytes.
+    """
+    path = entry_path(out, task)
+    if not path.exists():
+        return None
+    try:
+        entry = Entry.model_validate(read_json(path))
+        content = shard_path(out, *task)
+        same = entry.shard.bytes == content.stat().st_size and (
+            trust or entry.shard.sha256 == sha256_of(content.read_bytes())
+        )
+    except (InputError, ValidationError, FileNotFoundError):
+        return None
+    return entry if same and entry.made_by == wanted and entry.shard.samples == samples else None
+
+
+def _samples(index: Index, task: Task) -> int:
+    return index.partitions[task[0]][task[1]].samples
+
+
+def _check_methods(model: Classifier, index: Index, settings: ReleaseSettings) -> None:
+    height, width, channels = index.fields["png"].shape
+    for name in settings.methods:
+        METHODS[name].check(model.eval(), (channels, height, width))
+
+
+def _finished_set(out: Path, source: dict[str, Any]) -> Index | None:
+    if not (out / INDEX_NAME).exists():
+        return None
+    found = Index.load(out)
+    made = {key: value for key, value in found.made_by.items() if key in source}
+    if found.kind != "releases" or made != source:
+        raise InputError(f"{out} holds another set, made from {made or found.kind}; name another folder, or remove it.")
+    for partition, entries in found.partitions.items():
+        # A kill may fall between the index and the removal of the entries.
+        _remove_entries(out, [(partition, number) for number in range(len(entries))])
+        for number, entry in enumerate(entries):
+            path = shard_path(out, partition, number)
+            if not path.exists() or path.stat().st_size != entry.bytes:
+                raise InputError(f"{path} is missing or cut; remove {out} and run the step again.")
+    return found
+
+
+def _remove_entries(out: Path, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        entry_path(out, task).unlink(missing_ok=True)

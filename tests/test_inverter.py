@@ -1,0 +1,350 @@
+"""Inverters: every preset runs at every size, and the known designs have the layers of their references."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from xinv.errors import InputError
+from xinv.nets.blocks import Film, PixelShuffleUp, TransposedStart, make_norm, transposed_up
+from xinv.nets.inverter import PRESETS, Inverter, InverterDesign, ReleaseShape, build_inverter, preset
+
+
+def build(name: str, size: int = 32, channels: int = 1, classes: int = 10, maps: object = None) -> Inverter:
+    design = PRESETS[name]
+    if maps is None:
+        maps = ((1, size, size),) if design.reads_maps else ()
+    return build_inverter(design, ReleaseShape(classes, maps), channels, size)
+
+
+def inputs(model: Inverter, batch: int = 2) -> tuple[Tensor, list[Tensor]]:
+    return torch.randn(batch, model.release.classes), [torch.randn(batch, *shape) for shape in model.release.maps]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def conv(fan_in: int, fan_out: int, kernel: int = 3) -> int:
+    return fan_in * fan_out * kernel * kernel + fan_out
+
+
+def dense(fan_in: int, fan_out: int) -> int:
+    return fan_in * fan_out + fan_out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [16, 28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_preset_runs_at_every_size(name: str, size: int, channels: int) -> None:
+    maps = ((channels, size, size), (1, 7, 7), (2, 4, 6)) if PRESETS[name].reads_maps else ()
+    narrow = preset(name, width=PRESETS[name].width // 4, bottleneck=PRESETS[name].bottleneck // 4)
+    model = build_inverter(narrow, ReleaseShape(5, maps), channels, size)
+    image_BCHW = model(*inputs(model))
+    assert image_BCHW.shape == (2, channels, size, size)
+    assert image_BCHW.dtype == torch.float32
+    image_BCHW.square().mean().backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unused
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_gnime_expmi_has_the_layers_of_its_reference() -> None:
+    # WSP-LAB/GNIME scripts/models.py, ExpMI at 32x32x1, 10 classes: encoder 2048 // size, decoder 1024 // size.
+    encoder = conv(1, 64) + conv(64, 128) + conv(128, 256) + conv(256, 512) + dense(512 * 2 * 2, 64)
+    bottleneck = dense(64 + 32 * 32 + 10, 512)
+    decoder = conv(512 + 512, 256) + conv(256 + 256, 128) + conv(128 + 128, 64) + conv(64 + 64, 1)
+    assert encoder + bottleneck + decoder == 5_341_825
+    model = build("gnime_expmi")
+    assert parameters(model) == 5_341_825
+    assert weight_shapes(model) == [
+        (64, 1, 3, 3),
+        (128, 64, 3, 3),
+        (256, 128, 3, 3),
+        (512, 256, 3, 3),
+        (64, 2048),
+        (512, 1098),
+        (256, 1024, 3, 3),
+        (128, 512, 3, 3),
+        (64, 256, 3, 3),
+        (1, 128, 3, 3),
+    ]
+
+
+def test_gnime_expmi_at_the_references_other_size() -> None:
+    # 128x128x3, 1,000 classes (its CelebA setting): six encoder levels of 16, 32, 64, 128, 256, 512 channels.
+    encoder = conv(3, 16) + conv(16, 32) + conv(32, 64) + conv(64, 128) + conv(128, 256) + conv(256, 512)
+    bottleneck = dense(512 * 2 * 2, 64) + dense(64 + 3 * 128 * 128 + 1000, 512)
+    decoder = conv(512 + 512, 256) + conv(256 + 256, 128) + conv(128 + 128, 64) + conv(64 + 64, 32)
+    decoder += conv(32 + 32, 16) + conv(16 + 16, 3)
+    model = build("gnime_expmi", 128, 3, 1000, maps=((3, 128, 128),))
+    assert parameters(model) == encoder + bottleneck + decoder
+
+
+def test_gnime_predmi_has_the_layers_of_its_reference() -> None:
+    # The same file, predmi_mnist; and predmi_celeba at 128 px with 1,000 classes and 3 channels.
+    digits = dense(10, 1024) + conv(1024, 1024) + conv(1024, 512) + conv(512, 256) + conv(256, 1)
+    assert parameters(build("gnime_predmi")) == digits == 15_350_785
+    faces = dense(1000, 1024) + conv(1024, 1024) + conv(1024, 512) + conv(512, 256) + conv(256, 128)
+    faces += conv(128, 64) + conv(64, 3)
+    assert parameters(build("gnime_predmi", 128, 3, 1000)) == faces
+
+
+def test_yang_has_the_layers_of_its_reference() -> None:
+    # yziqi/adversarial-model-inversion model.py, Inversion: ngf 128, 530 classes, 64x64 gray; 4x4 transposed
+    # convolutions with biases, each but the last one normalised with a scale and a shift a channel.
+    widths = [(530, 1024), (1024, 512), (512, 256), (256, 128), (128, 1)]
+    by_hand = sum(conv(fan_in, fan_out, 4) for fan_in, fan_out in widths) + 2 * (1024 + 512 + 256 + 128)
+    model = build("yang_tcnn", 64, 1, 530)
+    assert parameters(model) == by_hand == 19_701_377
+    kernels = [shape for shape in weight_shapes(model) if len(shape) == 4]
+    assert kernels == [(fan_in, fan_out, 4, 4) for fan_in, fan_out in widths]
+
+
+def test_flatten_unet_size_counted_by_hand() -> None:
+    # 32 px, one full-size map, 10 classes: widths 16, 32, 64, 128 on both sides.
+    encoder = conv(1, 16) + conv(16, 32) + conv(32, 64) + conv(64, 128) + dense(128 * 2 * 2, 64)
+    joined = dense(10 + 1024 + 64, 256) + conv(256, 128, 4)
+    blocks = conv(128 + 128, 128) + conv(64 + 64, 64) + conv(32 + 32, 32) + conv(16 + 16, 1)
+    ups = conv(128, 64, 4) + conv(64, 32, 4) + conv(32, 16, 4)
+    assert parameters(build("flatten_unet")) == encoder + joined + blocks + ups == 1_495_473
+
+
+def weight_shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Of the layers' weights, in the order in which a forward pass meets them."""
+    shapes: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, *_: object) -> None:
+        shapes.append(tuple(module.weight.shape))
+
+    for module in model.modules():
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            module.register_forward_hook(note)
+    model(*inputs(model))
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["prediction_only", "flatten_unet"])
+def test_demo_designs_stay_small(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build(name)
+    assert parameters(model) < 3e6
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs(model, batch=1))
+    assert counter.get_total_flops() < 60e6
+
+
+def test_width_scales_a_preset() -> None:
+    small, large = (
+        build_inverter(preset("flatten_unet", width=width), ReleaseShape(10, ((1, 32, 32),)), 1, 32)
+        for width in (8, 32)
+    )
+    assert parameters(large) > 2 * parameters(small)
+
+
+def test_flatten_reads_maps_at_their_native_size() -> None:
+    model = build("flatten", maps=((1, 8, 8), (3, 32, 32)))
+    linear = model.bottleneck[0]
+    assert isinstance(linear, nn.Linear)
+    assert linear.in_features == 10 + 64 + 3 * 1024
+
+
+def test_standardise_is_undone_by_the_opposite_change_of_the_maps() -> None:
+    model = build("flatten_unet", maps=((2, 32, 32), (1, 8, 8))).eval()
+    prediction_BK, maps = inputs(model)
+    before_BCHW = model(prediction_BK, maps)
+    mean_M, scale_M = torch.tensor([3.0, -1.0, 0.5]), torch.tensor([10.0, 0.01, 2.0])
+    model.standardise(mean_M, scale_M)
+    assert not torch.allclose(model(prediction_BK, maps), before_BCHW)
+    moved = [
+        maps[0] * scale_M[:2, None, None] + mean_M[:2, None, None],
+        maps[1] * scale_M[2:, None, None] + mean_M[2:, None, None],
+    ]
+    torch.testing.assert_close(model(prediction_BK, moved), before_BCHW, rtol=1e-3, atol=1e-4)
+    assert {"map_mean", "map_scale"} <= model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "message"),
+    [([0.0], [1.0], "2 values each"), ([0.0, 0.0], [1.0, 0.0], "positive"), ([float("nan"), 0], [1.0, 1.0], "finite")],
+)
+def test_unusable_standardisation_is_refused(mean: Sequence[float], scale: Sequence[float], message: str) -> None:
+    model = build("unet", maps=((2, 32, 32),))
+    with pytest.raises(InputError, match=message):
+        model.standardise(torch.tensor(mean), torch.tensor(scale))
+    assert torch.equal(model.map_scale, torch.ones(2))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_releases_do_not_see_each_other(name: str) -> None:
+    model = build(name, size=16)  # in training mode, where BatchNorm would couple them
+    prediction_BK, maps = inputs(model, batch=3)
+    alone_BCHW = torch.cat([model(prediction_BK[row : row + 1], [m[row : row + 1] for m in maps]) for row in range(3)])
+    torch.testing.assert_close(model(prediction_BK, maps), alone_BCHW, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_input_that_a_design_reads_matters(name: str) -> None:
+    torch.manual_seed(1)
+    model = build(name, size=16)
+    if PRESETS[name].fusion == "film":
+        for module in model.modules():
+            if isinstance(module, Film):
+                nn.init.normal_(module.affine.weight)
+    prediction_BK, maps = inputs(model)
+    base_BCHW = model(prediction_BK, maps)
+    assert not torch.equal(model(prediction_BK + torch.randn_like(prediction_BK), maps), base_BCHW)
+    if maps:
+        assert not torch.equal(model(prediction_BK, [maps[0] + 0.5 * torch.randn_like(maps[0])]), base_BCHW)
+
+
+def test_film_modulates_every_decoder_block_and_starts_as_nothing() -> None:
+    film = Film(6, 4)
+    feature_BCHW = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(film(feature_BCHW, torch.randn(2, 6)), feature_BCHW)
+    with torch.no_grad():
+        film.affine.bias.copy_(torch.tensor([1.0, 1, 1, 1, 2, 2, 2, 2]))  # scale by 1 + 1, shift by 2
+    torch.testing.assert_close(film(feature_BCHW, torch.randn(2, 6)), 2 * feature_BCHW + 2)
+    model = build("film_unet", size=32)
+    films = [name for name, module in model.named_modules() if isinstance(module, Film)]
+    assert [name.split(".blocks")[0] for name in films] == [f"decoder.levels.{level}" for level in range(4)]
+
+
+def test_log_confidences_are_shifted_and_clamped() -> None:
+    design = preset("yang_tcnn", shift=5.0)
+    model = build_inverter(design, ReleaseShape(3), 1, 16)
+    logit_BK = torch.tensor([[0.0, 0.0, -100.0]])
+    expected_BK = torch.tensor([[5 - 0.693147, 5 - 0.693147, 0.0]])
+    torch.testing.assert_close(model.prediction(logit_BK), expected_BK)
+    torch.testing.assert_close(model(logit_BK, []), model(logit_BK + 3, []))  # a softmax forgets a common shift
+
+
+def test_bfloat16_keeps_small_differences_of_predictions() -> None:
+    # 50 + log p needs more than the 8 bits of bf16, which would round 49.99 and 49.9 to one value.
+    model = build("yang_tcnn", 16, classes=4)
+    logit_BK = torch.tensor([[5.0, 0, 0, 0], [4.9, 0, 0, 0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        first_CHW, second_CHW = model(logit_BK, [])
+    assert not torch.equal(first_CHW, second_CHW)
+
+
+@pytest.mark.parametrize("name", ["prediction_only", "flatten_unet", "film_unet", "gnime_expmi"])
+def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name, size=16)
+    prediction_BK, maps = inputs(model)
+    exact_BCHW = model(prediction_BK, maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast_BCHW = model(prediction_BK, maps)
+    assert fast_BCHW.dtype == torch.float32
+    torch.testing.assert_close(fast_BCHW, exact_BCHW, rtol=0.1, atol=0.03)
+
+
+def test_normalisation_groups_divide_the_channels() -> None:
+    assert isinstance(make_norm("none", 7), nn.Identity)
+    norm = make_norm("group", 12)
+    assert isinstance(norm, nn.GroupNorm)
+    assert norm.num_groups == 6  # the most, up to 8, that divide 12
+
+
+def test_transposed_start_is_the_transposed_convolution_it_stands_for() -> None:
+    torch.manual_seed(0)
+    start = TransposedStart(6, 5, 4, exact=True)
+    vector_BD = torch.randn(3, 6)
+    expected_BCHW = F.conv_transpose2d(vector_BD[:, :, None, None], start.weight, start.bias)
+    torch.testing.assert_close(start(vector_BD), expected_BCHW)
+
+
+@pytest.mark.parametrize(("from_size", "to_size"), [(4, 8), (7, 14), (3, 7)])
+def test_up_sampling_reaches_the_size_asked_for(from_size: int, to_size: int) -> None:
+    feature_BCHW = torch.randn(2, 3, from_size, from_size)
+    for up in (transposed_up(3, 5, from_size, to_size), PixelShuffleUp(3, 5, from_size, to_size)):
+        assert up(feature_BCHW).shape == (2, 5, to_size, to_size)
+
+
+def test_overfits_a_handful_of_images() -> None:
+    torch.manual_seed(0)
+    image_BCHW = F.interpolate(torch.rand(6, 1, 4, 4), size=16)
+    model = build("flatten_unet", size=16, classes=3)
+    prediction_BK = torch.randn(6, 3)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(120):
+        loss = F.mse_loss(model(prediction_BK, [image_BCHW - 0.5]), image_BCHW)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.005, loss.item()  # the images' variance is 0.08
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prediction": "none"},
+        {"prediction": "none", "flatten": True, "fusion": "film"},
+        {"blocks": 0, "upsampling": "nearest"},
+        {"blocks": 0, "encoder": "unet"},
+        {"upsampling": "nearest", "bottleneck": 0},
+        {"head": "tanh"},
+        {"wdith": 3},
+    ],
+)
+def test_incoherent_designs_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        InverterDesign.model_validate(wrong)
+
+
+def test_design_survives_json() -> None:
+    for design in PRESETS.values():
+        assert InverterDesign.model_validate_json(design.model_dump_json()) == design
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'unett'; known are .*flatten_unet"):
+        preset("unett")
+
+
+def test_designs_and_releases_must_fit() -> None:
+    with pytest.raises(InputError, match="the release has none"):
+        build_inverter(PRESETS["unet"], ReleaseShape(10), 1, 32)
+    with pytest.raises(InputError, match="ignores explanation maps"):
+        build_inverter(PRESETS["prediction_only"], ReleaseShape(10, ((1, 8, 8),)), 1, 32)
+    with pytest.raises(InputError, match="at least 8 px"):
+        build_inverter(PRESETS["prediction_only"], ReleaseShape(10), 1, 4)
+    narrow = preset("gnime_predmi", width=16)
+    with pytest.raises(InputError, match="no channels left at 32 px"):
+        build_inverter(narrow, ReleaseShape(10), 1, 32)
+
+
+def test_maps_of_another_shape_are_an_error() -> None:
+    model = build("unet")
+    with pytest.raises(AssertionError, match="expected"):
+        model(torch.randn(2, 10), [torch.randn(2, 1, 8, 8)])
+
+
+def test_explanation_alone() -> None:
+    design = preset("unet", prediction="none")
+    model = build_inverter(design, ReleaseShape(10, ((1, 8, 8),)), 3, 28)
+    map_BMHW = torch.randn(2, 1, 8, 8)
+    first_BCHW = model(torch.zeros(2, 10), [map_BMHW])
+    assert torch.equal(first_BCHW, model(torch.ones(2, 10), [map_BMHW]))
+
+
+def test_encoder_depth_and_width() -> None:
+    design = preset("unet", encoder_depth=2, encoder_width=8)
+    model = build_inverter(design, ReleaseShape(10, ((1, 32, 32),)), 1, 32)
+    assert model.encoder is not None
+    assert model.encoder.widths == [8, 16]
+    assert model(*inputs(model)).shape == (2, 1, 32, 32)
+
+
+def test_a_copy_computes_the_same() -> None:
+    model = build("film_unet", size=16)
+    prediction_BK, maps = inputs(model)
+    other = build("film_unet", size=16)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(model(prediction_BK, maps), other(prediction_BK, maps))
