@@ -9,6 +9,7 @@ from ranks import run_on_ranks
 from safetensors.torch import load_file
 
 from xinv.data.loader import Reader
+from xinv.data.shards import people
 from xinv.errors import InputError, WorkError
 from xinv.nets.classifier import ClassifierSettings
 from xinv.train.checkpoint import Checkpoints, TrainState
@@ -209,3 +210,19 @@ def test_missing_images_are_one_clear_error(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="nothing"):
         train(job)
+
+
+def test_an_evaluator_of_identities_learns_who_it_is_and_refuses_strangers(tiny_images: Path, tmp_path: Path) -> None:
+    """Identities of the tiny images are their keys: as many classes as images, and nobody of the validation part."""
+    keys = people(tiny_images, ("target",))
+    assert len(keys) == Reader(tiny_images, "target").samples
+    job = job_for(tiny_images, tmp_path / "job", epochs=1)
+    spec = ClassifierSpec(
+        settings=ClassifierSettings(network="cnn", width=4), channels=1, size=16, classes=len(keys), identities=keys
+    )
+    with pytest.raises(InputError, match="is not among the 23"):
+        train(job.model_copy(update={"network": spec}))
+    everybody = people(tiny_images, ("target", "target_validation"))
+    spec = spec.model_copy(update={"classes": len(everybody), "identities": everybody})
+    train(job.model_copy(update={"network": spec, "folder": tmp_path / "all"}))
+    assert load_classifier(tmp_path / "all")(torch.zeros(1, 1, 16, 16)).shape == (1, 29)

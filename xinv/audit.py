@@ -14,21 +14,18 @@ Run from Python:
 
 import contextlib
 import functools
-import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from xinv.config import AuditConfig, ClassifierPart, bind, dump
+from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
 from xinv.data.build import build_images
-from xinv.data.shards import Index
+from xinv.data.shards import Index, people
 from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
-from xinv.leak.score import ORIGINALS, Attack, Scorer, table
+from xinv.leak.score import ORIGINALS, Attack, Scorer, save_samples, table, with_controls
 from xinv.parallel import WorkerSettings, disconnect, map_tasks
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
@@ -161,11 +158,14 @@ class _Audit:
 
         def work(folder: Path, progress: Progress) -> dict[str, Any]:
             index = Index.load(images.folder)
+            by_person = isinstance(part, EvaluatorPart) and part.predicts == "identity"
+            identities = people(images.folder, ("gallery", "gallery_validation")) if by_person else ()
             spec = ClassifierSpec(
                 settings=part.network,
                 channels=self.config.data.channels,
                 size=self.config.data.size,
-                classes=len(index.label_names),
+                classes=len(identities) or len(index.label_names),
+                identities=identities,
             )
             return self._train(
                 TrainJob(
@@ -287,24 +287,11 @@ class _Audit:
 
         return self.group.train(job, progress, note).model_dump(mode="json")
 
-    def with_controls(self, attacks: list[Attack]) -> list[Attack]:
-        """All attacks and controls, in the order of the report."""
-        controls: list[Attack] = []
-        if "mean_image" in self.config.attack.controls:
-            controls.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
-        if "other_image" in self.config.attack.controls:
-            controls += [
-                one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
-                for one in attacks
-                if one.methods
-            ]
-        return [*attacks, *controls]
-
     def scores(
         self, images: Finished, releases: Finished, evaluator: Finished, target: Finished, attacks: list[Attack]
     ) -> Finished:
         """Every attack on the victims, once."""
-        everything = self.with_controls(attacks)
+        everything = with_controls(attacks, self.config.attack.controls)
         identity = {
             "format": FORMATS["scores"],
             "audit": self.config.name,
@@ -342,25 +329,11 @@ class _Audit:
                 "provenance": self._provenance(images, releases, target, evaluator),
                 **table(everything, results, baseline, self.config.score, self.config.seed),
             }
-            self._save(folder, everything, results)
+            save_samples(folder, everything, results)
             write_json(folder / "scores.json", scores)
             return {"scores": sha256_of((folder / "scores.json").read_bytes())}
 
         return self._stage("scores", "Scores", identity, work)
-
-    def _save(self, folder: Path, attacks: list[Attack], results: dict[str, Any]) -> None:
-        """samples.npz: every metric of every victim; pictures.npz: what the report shows."""
-        originals = results[ORIGINALS]
-        samples = {"key": np.array(originals["key"]), "identity": np.array(originals["identity"])}
-        pictures = {"key": np.array(originals["shown"]), "original": originals["pictures"]}
-        pictures |= {f"map:{name}": maps for name, maps in originals["maps"].items()}
-        for attack in attacks:
-            samples |= {f"{attack.id}/{name}": value for name, value in results[attack.id]["metrics"].items()}
-            pictures[f"reconstruction:{attack.id}"] = results[attack.id]["pictures"]
-        for name, arrays in (("samples.npz", samples), ("pictures.npz", pictures)):
-            stream = io.BytesIO()
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-            write_atomic(folder / name, stream.getvalue())
 
     def _described(self, images: Finished) -> dict[str, Any]:
         index = Index.load(images.folder)

@@ -43,6 +43,11 @@ ShardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder that ho
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
+def _screen() -> Console:
+    """The terminal as it is; a file or a pipe gets lines wide enough for every table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+
+
 class Until(StrEnum):
     """The stages of an audit in order."""
 
@@ -91,7 +96,7 @@ def audit(
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     from xinv.report.summary import summary_rows, verdict
 
-    console = Console(highlight=False)
+    console = _screen()
     rows = summary_rows(scores)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     for place, heading in enumerate(rows[0]):
@@ -178,7 +183,7 @@ def shards_show(
     if as_json:
         print(json.dumps({**found, "contact_sheet": str(path)}))
         return
-    console = Console(highlight=False)
+    console = _screen()
     table = Table("partition", box=None, header_style="bold", pad_edge=False)
     for heading in ("shards", "samples", "bytes"):
         table.add_column(heading, justify="right")
@@ -203,7 +208,7 @@ def doctor(
 
     from xinv import doctor as doctors
 
-    console = Console(highlight=False)
+    console = _screen()
     if prepare:
         line = doctors.prepare(lambda done, total, note: None)
         if not as_json:

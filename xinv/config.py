@@ -33,6 +33,15 @@ class ClassifierPart(BaseModel):
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how it is trained")
 
 
+class EvaluatorPart(ClassifierPart):
+    """A network that judges reconstructions, and what it looks for in them."""
+
+    predicts: Literal["label", "identity"] = Field(
+        "label",
+        description="what a reconstruction must still show: the label, or who it is (needs images of known people)",
+    )
+
+
 class AttackSettings(BaseModel):
     """What is attacked with what. Every inverter is trained on every release, the baseline on predictions alone."""
 
@@ -78,8 +87,8 @@ class AuditConfig(BaseModel):
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
     data: DataSettings
     target: ClassifierPart = Field(default_factory=ClassifierPart, description="the network under audit")
-    evaluator: ClassifierPart = Field(
-        default_factory=lambda: ClassifierPart(network=ClassifierSettings(network="residual")),
+    evaluator: EvaluatorPart = Field(
+        default_factory=lambda: EvaluatorPart(network=ClassifierSettings(network="residual")),
         description="judges reconstructions; trained on the gallery, never seen by the attacker",
     )
     release: ReleaseSettings = Field(default_factory=ReleaseSettings, description="what the target gives out")
@@ -99,6 +108,11 @@ class AuditConfig(BaseModel):
                     raise ValueError(
                         f"attack.releases names {name!r}, which release.methods does not hold; add it there"
                     )
+        if self.evaluator.predicts == "identity" and self.data.split.disjoint != "identity":
+            raise ValueError(
+                "evaluator.predicts: identity needs data.split.disjoint: identity, which puts other images of victims "
+                "into the gallery"
+            )
         return self
 
     @property

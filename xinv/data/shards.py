@@ -13,7 +13,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -307,6 +307,21 @@ def _decoded(path: Path, raw: Mapping[str, Any], index: Index, fields: Collectio
                 f"and has {label!r} and {identity!r}. {MEND}"
             )
     return sample
+
+
+def people(folder: Path, partitions: Sequence[str]) -> tuple[str, ...]:
+    """The identities that occur in some partitions of an image set, sorted."""
+    index = Index.load(folder)
+    return tuple(
+        sorted(
+            {
+                sample["json"]["identity"]
+                for partition in partitions
+                for number in range(len(index.entries(partition)))
+                for sample in read_shard(folder, index, partition, number, fields=("json",))
+            }
+        )
+    )
 
 
 def verify(folder: Path, progress: "Progress | None" = None) -> list[str]:

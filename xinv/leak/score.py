@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from xinv.data.loader import Batch, Reader
+from xinv.files import aside
 from xinv.leak.controls import mean_image, other_image
 from xinv.leak.metrics import METRICS, evaluator_metrics, image_metrics
 from xinv.leak.statistics import bootstrap_mean, paired_difference
@@ -251,3 +252,31 @@ def table(
         },
         "target": {"accuracy": interval(originals["target_right"], (0.0, 1.0))},
     }
+
+
+def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[Attack]:
+    """All attacks and the named controls of them, in the order of the report."""
+    found: list[Attack] = []
+    if "mean_image" in controls:
+        found.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
+    if "other_image" in controls:
+        found += [
+            one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
+            for one in attacks
+            if one.methods
+        ]
+    return [*attacks, *found]
+
+
+def save_samples(folder: Path, attacks: Sequence[Attack], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write samples.npz, every metric of every victim, and pictures.npz, what the report shows."""
+    originals = results[ORIGINALS]
+    samples = {"key": np.array(originals["key"]), "identity": np.array(originals["identity"])}
+    pictures = {"key": np.array(originals["shown"]), "original": originals["pictures"]}
+    pictures |= {f"map:{name}": maps for name, maps in originals["maps"].items()}
+    for attack in attacks:
+        samples |= {f"{attack.id}/{name}": value for name, value in results[attack.id]["metrics"].items()}
+        pictures[f"reconstruction:{attack.id}"] = results[attack.id]["pictures"]
+    for name, arrays in (("samples.npz", samples), ("pictures.npz", pictures)):
+        with aside(folder / name) as draft, draft.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)

@@ -10,7 +10,8 @@ Axes: B images of this rank's share of a step.
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from xinv.data.loader import Batch, Reader
-from xinv.errors import WorkError
+from xinv.errors import InputError, WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.progress import Progress, silent
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
 from xinv.train.objectives import OBJECTIVES, Objective
 from xinv.train.settings import TrainingSettings, learning_rate_at
-from xinv.train.weights import WEIGHTS, InverterSpec, NetworkSpec, save_spec
+from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, save_spec
 
 Events = Callable[[dict[str, Any]], None]
 """Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}."""
@@ -122,6 +123,8 @@ class _Fit:
     ) -> None:
         self.job, self.engine, self.objective, self.checkpoints = job, engine, objective, checkpoints
         self.state, self.rank, self.world = state, rank, world
+        people = job.network.identities if isinstance(job.network, ClassifierSpec) else ()
+        self.answers = {identity: number for number, identity in enumerate(people)}
 
     def run(self, data: Reader, held_out: Reader, progress: Progress, events: Events) -> None:
         settings, state = self.job.settings, self.state
@@ -165,7 +168,7 @@ class _Fit:
         The mean is over the real images of all ranks: a rank's loss is scaled so that DeepSpeed's plain mean over ranks
         and micro-batches comes out as that, however uneven the shares (a padded row weighs 0).
         """
-        pieces = split(batch, self.engine.accumulation)
+        pieces = split(self._asked(batch), self.engine.accumulation)
         total = torch.zeros(2, dtype=torch.float64)
         for piece in pieces:
             piece = to_device(piece, self.engine.device)
@@ -177,13 +180,17 @@ class _Fit:
         loss, images = reduced(total).tolist()
         return loss, images
 
+    def _asked(self, batch: Batch) -> Batch:
+        """The batch with identities in place of labels, where the network tells people apart."""
+        return relabelled(batch, self.answers) if self.answers else batch
+
     def validate(self, data: Reader) -> dict[str, float]:
         """Means of loss and metrics over every image of `data`, each counted once, equal on all ranks."""
         self.engine.train(False)
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
             for batch in data.once(self.job.settings.batch_size, self.rank, self.world):
-                batch = to_device(batch, self.engine.device)
+                batch = to_device(self._asked(batch), self.engine.device)
                 output = self.engine.forward(*self.objective.inputs(batch))
                 values = {"loss": self.objective.loss_B(output, batch), **self.objective.metrics_B(output, batch)}
                 for name, value_B in values.items():
@@ -197,6 +204,17 @@ class _Fit:
         return result
 
 
+def relabelled(batch: Batch, answers: Mapping[str, int]) -> Batch:
+    """`batch` with the number of each image's identity as its label. InputError for an identity that has none."""
+    unknown = [identity for identity in batch.identity if identity not in answers]
+    if unknown:
+        raise InputError(
+            f"identity {unknown[0]!r} is not among the {len(answers)} that the evaluator was trained to tell apart. "
+            "Use data.split.disjoint: identity, which puts every victim's other images into the gallery."
+        )
+    return replace(batch, label_B=torch.tensor([answers[identity] for identity in batch.identity]))
+
+
 def split(batch: Batch, pieces: int) -> list[Batch]:
     """`batch` in exactly `pieces` micro-batches, as even as can be; a piece without images gets one of weight 0."""
     rows = len(batch.key)
@@ -208,7 +226,8 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
 
 def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
     weight_B = batch.weight_B[rows]
-    return Batch(
+    return replace(
+        batch,
         key=[batch.key[row] for row in rows],
         identity=[batch.identity[row] for row in rows],
         image_BCHW=batch.image_BCHW[rows],
@@ -216,8 +235,6 @@ def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
         prediction_BK=None if batch.prediction_BK is None else batch.prediction_BK[rows],
         maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
         weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
-        samples=batch.samples,
-        cursor=batch.cursor,
     )
 
 
@@ -226,16 +243,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     prediction_BK = batch.prediction_BK
-    return Batch(
-        key=batch.key,
-        identity=batch.identity,
+    return replace(
+        batch,
         image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
         label_B=batch.label_B.to(device, non_blocking=True),
         prediction_BK=None if prediction_BK is None else prediction_BK.to(device, non_blocking=True),
         maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
         weight_B=batch.weight_B.to(device, non_blocking=True),
-        samples=batch.samples,
-        cursor=batch.cursor,
     )
 
 

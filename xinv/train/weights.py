@@ -27,6 +27,9 @@ class ClassifierSpec(BaseModel):
     channels: int
     size: int
     classes: int
+    identities: tuple[str, ...] = Field(
+        (), description="whom it tells apart, in the order of its logits; empty: it predicts labels"
+    )
 
     def build(self) -> Classifier:
         return build_classifier(self.settings, self.channels, self.size, self.classes)
@@ -75,6 +78,11 @@ def load_inverter(folder: Path) -> Inverter:
     network = _spec(folder, InverterSpec).build()
     _fill(network, folder / WEIGHTS)
     return network.eval()
+
+
+def load_classifier_spec(folder: Path) -> ClassifierSpec:
+    """What the classifier in a stage folder takes and gives."""
+    return _spec(folder, ClassifierSpec)
 
 
 def load_inverter_spec(folder: Path) -> InverterSpec:

@@ -1,0 +1,319 @@
+"""Release shards: the right values beside the right images, made once, whatever happens meanwhile."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xinv.data.loader import Reader
+from xinv.data.shards import Index, read_shard, shard_path, verify
+from xinv.errors import InputError, WorkError
+from xinv.files import sha256_of
+from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
+from xinv.release.methods import METHODS
+from xinv.release.precompute import Explainer, ReleaseSettings, all_tasks, entry_path, finish, precompute
+
+SETTINGS = ReleaseSettings(methods=("gradient", "grad_cam"), batch_size=3)
+
+
+def load(folder: Path) -> Classifier:
+    """A target whose weights follow from the number in its weights file."""
+    facts = json.loads((folder / "network.json").read_text())
+    torch.manual_seed(int((folder / "weights.safetensors").read_text()))
+    return build_classifier(ClassifierSettings(network=facts["network"], width=4), 1, 16, 4)
+
+
+def make_target(folder: Path, seed: int = 0, network: str = "cnn") -> Path:
+    folder.mkdir()
+    (folder / "network.json").write_text(json.dumps({"network": network}))
+    (folder / "weights.safetensors").write_text(str(seed))
+    (folder / "events.jsonl").write_text("not a part of the target")
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return make_target(tmp_path / "target")
+
+
+class Tasks:
+    """A run_tasks that remembers what it ran, and that dies after `limit` tasks."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.ran: list[tuple[str, int]] = []
+        self.limit = limit
+
+    def __call__(self, factory: Callable[[], Any], tasks: list[Any], progress: Callable[..., None]) -> list[Any]:
+        run = pickle.loads(pickle.dumps(factory))()  # as a task runner sends it to its workers
+        results = []
+        for task in tasks:
+            if self.limit is not None and len(self.ran) == self.limit:
+                raise KeyboardInterrupt
+            results.append(run(task))
+            self.ran.append(task)
+            progress(len(results), len(tasks), "")
+        return results
+
+
+def make(images: Path, target: Path, out: Path, settings: ReleaseSettings = SETTINGS, **options: Any) -> Tasks:
+    tasks = options.pop("tasks", Tasks())
+    precompute(images, target, out, settings, load=load, run_tasks=tasks, **options)
+    return tasks
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_of(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_release_is_its_own_images(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(tiny_images, target, out)
+    images, releases, model = Index.load(tiny_images), Index.load(out), load(target).eval()
+    assert list(releases.partitions) == ["attack", "attack_validation", "victim"]
+    for task in all_tasks(images):
+        originals, found = read_shard(tiny_images, images, *task), read_shard(out, releases, *task)
+        assert [sample["__key__"] for sample in found] == [sample["__key__"] for sample in originals]
+        for original, release in zip(originals, found, strict=True):
+            image_BCHW = torch.from_numpy(original["png"]).permute(2, 0, 1)[None].float() / 255
+            logit_BK = model(image_BCHW).detach()
+            torch.testing.assert_close(torch.from_numpy(release["prediction.npy"]), logit_BK[0])
+            for name in SETTINGS.methods:
+                map_BMHW = METHODS[name].explain(model, image_BCHW, logit_BK.argmax(1))
+                torch.testing.assert_close(torch.from_numpy(release[f"{name}.npy"]), map_BMHW[0], rtol=1e-4, atol=1e-7)
+
+
+def test_the_index_says_what_there_is_and_what_made_it(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(tiny_images, target, out)
+    index = Index.load(out)
+    assert index.kind == "releases"
+    assert index.synthetic
+    assert {name: (schema.dtype, schema.shape) for name, schema in index.fields.items()} == {
+        "prediction.npy": ("float32", (4,)),
+        "gradient.npy": ("float32", (1, 16, 16)),
+        "grad_cam.npy": ("float32", (1, 8, 8)),
+    }
+    assert all(schema.units for schema in index.fields.values())
+    assert index.made_by["methods"] == ["gradient", "grad_cam"]
+    assert index.made_by["class"] == "predicted"
+    assert {"images", "target", "torch", "captum"} <= index.made_by.keys()
+    assert index.made_by["nonfinite"] == {}
+    assert verify(out) == []
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".tar", ".json"}
+    assert not list(out.rglob("*.entry.json"))
+
+
+def test_a_reader_joins_images_and_releases(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(tiny_images, target, out)
+    reader = Reader(tiny_images, "attack", out, ("grad_cam", "gradient"))
+    batch = next(iter(reader.once(4)))
+    logit_BK = load(target).eval()(batch.image_BCHW)
+    assert batch.prediction_BK is not None
+    torch.testing.assert_close(batch.prediction_BK, logit_BK.detach())
+    assert batch.maps["grad_cam"].shape == (4, 1, 8, 8)
+
+
+def test_the_targets_own_data_is_not_released(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    tasks = make(tiny_images, target, tmp_path / "out")
+    assert {partition for partition, _ in tasks.ran} == {"attack", "attack_validation", "victim"}
+
+
+def test_a_finished_set_is_not_made_again(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(tiny_images, target, out)
+    before = content(out)
+    # A kill between the index and the removal of the entries leaves some behind.
+    entry_path(out, ("victim", 0)).write_text("{}")
+    assert make(tiny_images, target, out).ran == []
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+def test_continued_equals_uninterrupted(tiny_images: Path, target: Path, tmp_path: Path, limit: int) -> None:
+    make(tiny_images, target, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_images, target, out, tasks=Tasks(limit))
+    assert not (out / "index.json").exists()
+    rest = make(tiny_images, target, out)
+    everything = all_tasks(Index.load(tiny_images))
+    assert rest.ran == everything[limit:]
+    assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "no tar", "no entry", "broken entry", "another's entry"])
+def test_what_is_not_whole_is_made_again(tiny_images: Path, target: Path, tmp_path: Path, damage: str) -> None:
+    make(tiny_images, target, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_images, target, out, tasks=Tasks(3))
+    tar, entry = shard_path(out, "attack", 1), entry_path(out, ("attack", 1))
+    if damage == "flipped":
+        data = bytearray(tar.read_bytes())
+        data[700] ^= 1
+        tar.write_bytes(data)
+    elif damage == "cut":
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif damage == "no tar":
+        tar.unlink()
+    elif damage == "no entry":
+        entry.unlink()
+    elif damage == "broken entry":
+        entry.write_text("{")
+    else:
+        entry.write_text(entry_path(out, ("attack", 0)).read_text())
+    rest = make(tiny_images, target, out)
+    assert rest.ran[0] == ("attack", 1)
+    assert len(rest.ran) == len(all_tasks(Index.load(tiny_images))) - 2
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_shards_of_another_target_are_not_believed(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    other = make_target(tmp_path / "other", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_images, other, out, tasks=Tasks(4))
+    assert len(make(tiny_images, target, out).ran) == len(all_tasks(Index.load(tiny_images)))
+    with pytest.raises(InputError, match="holds another set"):
+        make(tiny_images, other, out)
+    more = ReleaseSettings(methods=("gradient",))
+    with pytest.raises(InputError, match="holds another set"):
+        make(tiny_images, target, out, more)
+
+
+def test_a_finished_set_with_a_shard_missing_is_named(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(tiny_images, target, out)
+    shard_path(out, "attack", 2).unlink()
+    with pytest.raises(InputError, match=r"attack/000002\.tar is missing or cut"):
+        make(tiny_images, target, out)
+
+
+def test_a_worker_does_not_remake_a_finished_shard(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    explainer = Explainer(target, tiny_images, tmp_path / "out", SETTINGS, load)
+    first = explainer(("victim", 0))
+    written = shard_path(tmp_path / "out", "victim", 0).stat().st_mtime_ns
+    assert explainer(("victim", 0)) == first
+    assert shard_path(tmp_path / "out", "victim", 0).stat().st_mtime_ns == written
+    with pytest.raises(WorkError, match=r"attack/000000\.tar is not finished"):
+        finish(tiny_images, target, tmp_path / "out", SETTINGS)
+
+
+def test_progress_counts_shards_with_those_already_there(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_images, target, out, tasks=Tasks(2))
+    seen: list[tuple[float, float]] = []
+    make(tiny_images, target, out, progress=lambda done, total, note: seen.append((done, total)))
+    total = len(all_tasks(Index.load(tiny_images)))
+    assert seen == [(done, total) for done in range(3, total + 1)]
+
+
+def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    maps = []
+    for size in (1, 64):
+        out = tmp_path / f"out{size}"
+        make(tiny_images, target, out, ReleaseSettings(methods=tuple(METHODS), batch_size=size))
+        maps.append(read_shard(out, Index.load(out), "victim", 0))
+    for one, other in zip(*maps, strict=True):
+        for name in METHODS:
+            np.testing.assert_allclose(one[f"{name}.npy"], other[f"{name}.npy"], rtol=1e-3, atol=1e-6)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let the gradient of the first image of every batch hold `values`."""
+    plain = METHODS["gradient"]
+
+    def attribute(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
+        map_BMHW = plain.attribute(model, image_BCHW, class_B)
+        map_BMHW[0, 0, 0, : len(values)] = torch.tensor(values)
+        return map_BMHW
+
+    monkeypatch.setitem(METHODS, "gradient", dataclasses.replace(plain, attribute=attribute))
+
+
+def test_nan_in_a_map_fails_and_is_named(
+    tiny_images: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, [float("nan"), float("inf"), 1.0])
+    first = read_shard(tiny_images, Index.load(tiny_images), "attack", 0)
+    with pytest.raises(
+        WorkError, match=rf"4 NaN or infinite values in attack shard 0 \(gradient: 4 in {first[0]['__key__']}"
+    ):
+        make(tiny_images, target, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tar"))
+
+
+def test_tolerated_nan_becomes_0_and_is_counted(
+    tiny_images: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, [float("nan"), float("-inf"), 1.0])
+    out = tmp_path / "out"
+    settings = ReleaseSettings(methods=("gradient",), batch_size=64, max_nonfinite=20)
+    shards = len(all_tasks(Index.load(tiny_images)))
+    assert 2 * shards <= 20
+    make(tiny_images, target, out, settings)
+    assert Index.load(out).made_by["nonfinite"] == {"gradient": 2 * shards}
+    map_MHW = read_shard(out, Index.load(out), "victim", 0)[0]["gradient.npy"]
+    assert map_MHW[0, 0, :3].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_limit_is_for_the_whole_set(
+    tiny_images: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, [float("nan")])
+    with pytest.raises(WorkError, match=r"10 NaN or infinite values .*allows 2"):
+        make(tiny_images, target, tmp_path / "out", ReleaseSettings(methods=("gradient",), max_nonfinite=2))
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def broken(folder: Path) -> Classifier:
+    model = load(folder)
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    return model
+
+
+def test_a_target_that_predicts_nan_cannot_be_audited(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    settings = ReleaseSettings(methods=(), max_nonfinite=1000)
+    with pytest.raises(WorkError, match="predictions are not finite"):
+        precompute(tiny_images, target, tmp_path / "out", settings, load=broken, run_tasks=Tasks())
+
+
+def test_predictions_alone(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    make(tiny_images, target, tmp_path / "out", ReleaseSettings(methods=()))
+    assert list(Index.load(tmp_path / "out").fields) == ["prediction.npy"]
+
+
+def test_unsuitable_targets_are_refused_before_any_work(tiny_images: Path, tmp_path: Path) -> None:
+    residual = make_target(tmp_path / "residual", network="residual")
+    with pytest.raises(InputError, match=r"features\.1\.norm_1 \(GroupNorm\)"):
+        make(tiny_images, residual, tmp_path / "out", ReleaseSettings(methods=("gradient", "lrp_zplus")))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="holds no trained network"):
+        make(tiny_images, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_images_without_victims_are_refused(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(tiny_images, images)
+    index = json.loads((images / "index.json").read_text())
+    del index["partitions"]["victim"]
+    (images / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="no images in its partition 'victim'"):
+        make(images, target, tmp_path / "out")
+
+
+@pytest.mark.parametrize("methods", [("gradientt",), ("gradient", "gradient")])
+def test_unknown_and_repeated_methods_are_refused(methods: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"known are|named twice"):
+        ReleaseSettings(methods=methods)
