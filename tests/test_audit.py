@@ -138,3 +138,20 @@ def test_a_broken_shard_ends_the_audit_before_work_is_lost(done: Done, tmp_path:
     assert broken.returncode == 2, broken.stdout + broken.stderr
     assert "000001.tar" in broken.stderr and "Traceback" not in broken.stderr
     assert len(broken.stderr.strip().splitlines()) <= 3
+
+
+def test_an_explanation_that_the_target_does_not_support_is_refused_before_training(done: Done) -> None:
+    """LRP on a residual network with GroupNorm: the message names the layer; no worker has started."""
+    refused = audit(done[0], "name=lrp", "target.network.network=residual", "release.methods=[lrp_zplus]")
+    assert refused.returncode == 2
+    assert "lrp_zplus cannot explain this network" in refused.stderr and "GroupNorm" in refused.stderr
+    assert "gradient" in refused.stderr and "Traceback" not in refused.stderr
+    assert "Target" not in refused.stdout
+
+
+def test_pictures_reach_wandb_only_when_asked_for(done: Done) -> None:
+    """The default has none (above); with track.images=true they lie in the offline run folder, and nowhere else."""
+    runs, _ = done
+    assert audit(runs, "name=pictures", "track.images=true").returncode == 0
+    files = list((runs / "pictures" / "wandb").rglob("*.png"))
+    assert any("original" in path.name for path in files) and any("mean_image" in path.name for path in files)

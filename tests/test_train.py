@@ -49,7 +49,15 @@ def steps_of(
     rank, world = process_group()
     _seed(job.seed)
     engine = Engine(job.network.build(), job.settings, world)
-    fit = _Fit(job, engine, OBJECTIVES["classify"], Checkpoints(folder, rank, world, stage), TrainState(), rank, world)
+    fit = _Fit(
+        job,
+        engine,
+        OBJECTIVES["classify"](engine.network),
+        Checkpoints(folder, rank, world, stage),
+        TrainState(),
+        rank,
+        world,
+    )
     batches = list(Reader(images, "target", seed=job.seed).epoch(0, job.settings.batch_size, 0, rank, world))
     pieces = split(batches[0], engine.accumulation)
     for number, piece in enumerate(pieces):
@@ -171,7 +179,7 @@ def test_early_stopping_keeps_the_best_weights(tiny_images: Path, tmp_path: Path
     network = load_classifier(job.folder)
     total, count = 0.0, 0
     for batch in Reader(tiny_images, "target_validation").once(8):
-        loss_B = OBJECTIVES["classify"].loss_B(network(batch.image_BCHW), batch)
+        loss_B = OBJECTIVES["classify"](network).loss_B(network(batch.image_BCHW), batch)
         total, count = total + float((loss_B.detach() * batch.weight_B).sum()), count + len(batch.key)
     assert total / count == pytest.approx(min(losses), rel=1e-4)
 

@@ -14,33 +14,39 @@ Run from Python:
 
 import contextlib
 import functools
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
+
+from xinv.attacks import inverters, surrogate_attacks
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
 from xinv.data.build import build_images
 from xinv.data.shards import Index, people
 from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, save_samples, table, with_controls
+from xinv.nets.classifier import build_classifier
 from xinv.parallel import WorkerSettings, disconnect, map_tasks
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
 from xinv.release.methods import METHODS
-from xinv.release.precompute import precompute
+from xinv.release.precompute import ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
 from xinv.track import Tracker
 from xinv.train.loop import TrainJob
 from xinv.train.run import TrainingGroup
-from xinv.train.weights import ClassifierSpec, InverterSpec, load_classifier, load_inverter
+from xinv.train.weights import ClassifierSpec, load_classifier, load_inverter
 
 Stop = Literal["images", "target", "releases", "inverters", "scores", "report"]
 Screen = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
-FORMATS = {"images": 1, "classifier": 1, "releases": 1, "inverter": 1, "scores": 1}
+FORMATS = {"images": 1, "classifier": 1, "releases": 1, "scores": 1}
 """Raised when a stage's code changes what it computes, so that results of the older code are not taken for it."""
 
 
@@ -95,14 +101,15 @@ class _Audit:
         images = self.images()
         if until == "images":
             return {}
+        self._check_methods(images)
         target = self.classifier("target", self.config.target, images, self.config.seed + 1)
         evaluator = self.classifier("evaluator", self.config.evaluator, images, self.config.seed + 2)
         if until == "target":
             return {}
-        releases = self.releases(images, target)
+        releases = self.explain("releases", images, target, self.config.release)
         if until == "releases":
             return {}
-        attacks = [self.inverter(images, releases, name, methods) for name, methods in self.trainings()]
+        attacks = [*inverters(self, images, releases), *surrogate_attacks(self, images, releases)]
         if until == "inverters":
             return {}
         scored = self.scores(images, releases, evaluator, target, attacks)
@@ -111,9 +118,7 @@ class _Audit:
             self.report(scored)
         return scores
 
-    def _stage(
-        self, kind: str, title: str, identity: dict[str, Any], work: Callable[[Path, Progress], Any]
-    ) -> Finished:
+    def stage(self, kind: str, title: str, identity: dict[str, Any], work: Callable[[Path, Progress], Any]) -> Finished:
         """One stage with its line on the screen and its record in events.jsonl."""
         with self.screen(title) as progress:
             found = self.store.finished(kind, identity)
@@ -141,7 +146,7 @@ class _Audit:
             index = build_images(data, seed, folder, progress)
             return {partition: index.samples(partition) for partition in index.partitions}
 
-        return self._stage("images", "Images", identity, work)
+        return self.stage("images", "Images", identity, work)
 
     def classifier(
         self, role: Literal["target", "evaluator"], part: ClassifierPart, images: Finished, seed: int
@@ -167,7 +172,7 @@ class _Audit:
                 classes=len(identities) or len(index.label_names),
                 identities=identities,
             )
-            return self._train(
+            return self.train(
                 TrainJob(
                     folder=folder.resolve(),
                     objective="classify",
@@ -181,11 +186,10 @@ class _Audit:
                 progress,
             )
 
-        return self._stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
+        return self.stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
 
-    def releases(self, images: Finished, target: Finished) -> Finished:
-        """Predictions and explanations of the target for the attacker's images and the victims."""
-        settings = self.config.release
+    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished:
+        """Predictions and explanations of a classifier for the attacker's images and the victims."""
         identity = {
             "format": FORMATS["releases"],
             "settings": settings.model_dump(mode="json"),
@@ -194,7 +198,6 @@ class _Audit:
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, int]:
-            self._check_methods(target.folder)
             index = precompute(
                 images.folder.resolve(),
                 target.folder.resolve(),
@@ -207,14 +210,22 @@ class _Audit:
             )
             return {partition: index.samples(partition) for partition in index.partitions}
 
-        return self._stage("releases", f"Releases: {', '.join(settings.methods)}", identity, work)
+        return self.stage(kind, f"{kind.capitalize()}: {', '.join(settings.methods)}", identity, work)
 
-    def _check_methods(self, target: Path) -> None:
-        """Refuse an explanation that this target does not support, before any worker starts."""
-        data = self.config.data
-        model = load_classifier(target)
-        for name in self.config.release.methods:
-            METHODS[name].check(model, (data.channels, data.size, data.size))
+    def _check_methods(self, images: Finished) -> None:
+        """Refuse an explanation that its network does not support, before anything is trained.
+
+        What a method supports depends on a network's layers, not on its weights.
+        """
+        data, surrogate = self.config.data, self.config.attack.surrogate
+        classes = len(Index.load(images.folder).label_names)
+        wanted = [(self.config.target.network, self.config.release.methods)]
+        if surrogate is not None:
+            wanted.append((surrogate.network, surrogate.methods))
+        for network, methods in wanted:
+            model = build_classifier(network, data.channels, data.size, classes).eval()
+            for name in methods:
+                METHODS[name].check(model, (data.channels, data.size, data.size))
 
     def _workers(self) -> WorkerSettings:
         """The settings for tasks beside the training group; a group that holds GPUs must give them up first."""
@@ -222,64 +233,7 @@ class _Audit:
             self.group.close()
         return self.config.workers
 
-    def trainings(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(design, explanations) of every inverter to train; the baseline first."""
-        attack = self.config.attack
-        return [
-            (attack.baseline, ()),
-            *((name, group) for group in self.config.attacked_releases() for name in attack.inverters),
-        ]
-
-    def inverter(self, images: Finished, releases: Finished, name: str, methods: tuple[str, ...]) -> Attack:
-        """One trained inverter."""
-        attack, data, seed = self.config.attack, self.config.data, self.config.seed + 3
-        design = attack.design(name)
-        identity = {
-            "format": FORMATS["inverter"],
-            "design": design.model_dump(mode="json"),
-            "training": attack.training.model_dump(mode="json"),
-            "images": images.id,
-            "releases": releases.id,
-            "methods": list(methods),
-            "seed": seed,
-        }
-        label = " + ".join([name, *methods])
-
-        def work(folder: Path, progress: Progress) -> dict[str, Any]:
-            fields = Index.load(releases.folder).fields
-            spec = InverterSpec(
-                design=design,
-                channels=data.channels,
-                size=data.size,
-                classes=fields["prediction.npy"].shape[0],
-                methods=methods,
-                maps=tuple(_three(fields[f"{method}.npy"].shape) for method in methods),
-            )
-            return self._train(
-                TrainJob(
-                    folder=folder.resolve(),
-                    objective="invert",
-                    network=spec,
-                    images=images.folder.resolve(),
-                    releases=releases.folder.resolve(),
-                    partition="attack",
-                    settings=attack.training,
-                    seed=seed,
-                ),
-                label,
-                progress,
-            )
-
-        found = self._stage("inverter", f"Inverter: {label}", identity, work)
-        return Attack(
-            id=":".join([name, *(["+".join(methods)] if methods else [])]),
-            kind="attack",
-            inverter=name,
-            folder=found.folder,
-            methods=methods,
-        )
-
-    def _train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]:
+    def train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]:
         write_json(job.folder / "job.json", job.model_dump(mode="json"))
 
         def note(record: dict[str, Any]) -> None:
@@ -333,7 +287,7 @@ class _Audit:
             write_json(folder / "scores.json", scores)
             return {"scores": sha256_of((folder / "scores.json").read_bytes())}
 
-        return self._stage("scores", "Scores", identity, work)
+        return self.stage("scores", "Scores", identity, work)
 
     def _described(self, images: Finished) -> dict[str, Any]:
         index = Index.load(images.folder)
@@ -381,13 +335,23 @@ class _Audit:
             scores = read_json(scored.folder / "scores.json")
             write_report(scores, scored.folder / "pictures.npz", dump(self.config), out / "report.html")
             write_atomic(copy, content)
+            if self.config.track.images:
+                self._send_pictures(scored.folder / "pictures.npz")
             self.tracker.summary({row["attack"]: row["metrics"]["mse"]["mean"] for row in scores["rows"]})
             progress(1, 1, str(out / "report.html"))
 
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    channels, height, width = shape
-    return channels, height, width
+    def _send_pictures(self, path: Path) -> None:
+        """One strip a kind of picture to W&B: the user has set track.images."""
+        with np.load(path, allow_pickle=False) as pictures:
+            for name in pictures.files:
+                if name == "original" or name.startswith("reconstruction:"):
+                    image_NHWC = pictures[name]
+                    strip_HWC = np.concatenate(list(image_NHWC), axis=1)
+                    stream = io.BytesIO()
+                    Image.fromarray(strip_HWC.squeeze(-1) if strip_HWC.shape[-1] == 1 else strip_HWC).save(
+                        stream, "PNG"
+                    )
+                    self.tracker.picture(name, stream.getvalue(), step=0)
 
 
 def _absolute(attack: Attack) -> Attack:

@@ -42,6 +42,23 @@ class EvaluatorPart(ClassifierPart):
     )
 
 
+class SurrogateSettings(ClassifierPart):
+    """The attack on a target that explains nothing: the attacker's own explainable model, and inverters that imagine
+    its explanations. Trained on the attack partition, beside a prediction-only inverter of the same capacity."""
+
+    learns: Literal["labels", "predictions"] = Field(
+        "predictions", description="the attacker's own labels, or the target's predictions (distillation)"
+    )
+    methods: tuple[str, ...] = Field(
+        ("gradient",), min_length=1, description="the surrogate's explanations, each tried alone"
+    )
+    explainer: str = Field("prediction_only", description="design that imagines the explanation from the prediction")
+    inverter: str = Field("flatten_unet", description="design that reads the prediction and the imagined explanation")
+    modes: tuple[Literal["two_stage", "joint"], ...] = Field(
+        ("two_stage", "joint"), min_length=1, description="imagine first and reconstruct then, or learn both at once"
+    )
+
+
 class AttackSettings(BaseModel):
     """What is attacked with what. Every inverter is trained on every release, the baseline on predictions alone."""
 
@@ -59,6 +76,9 @@ class AttackSettings(BaseModel):
         default_factory=dict, description="inverter designs of the user's own, by name"
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    surrogate: SurrogateSettings | None = Field(
+        None, description="also attack as if the target explained nothing; null: do not"
+    )
     controls: tuple[Literal["mean_image", "other_image"], ...] = Field(
         ("mean_image", "other_image"), description="attacks that ought to fail"
     )
@@ -66,7 +86,8 @@ class AttackSettings(BaseModel):
     @model_validator(mode="after")
     def _known_designs(self) -> "AttackSettings":
         known = sorted({*PRESETS, *self.designs})
-        for name in (*self.inverters, self.baseline):
+        surrogate = (self.surrogate.explainer, self.surrogate.inverter) if self.surrogate else ()
+        for name in (*self.inverters, self.baseline, *surrogate):
             if name not in known:
                 raise ValueError(f"no inverter design is called {name!r}; known are {', '.join(known)}")
         return self
@@ -99,9 +120,10 @@ class AuditConfig(BaseModel):
 
     @model_validator(mode="after")
     def _released_before_attacked(self) -> "AuditConfig":
-        for name in self.release.methods:
+        surrogate = self.attack.surrogate
+        for name in (*self.release.methods, *(surrogate.methods if surrogate else ())):
             if name not in METHODS:
-                raise ValueError(f"release.methods: no explanation is called {name!r}; known are {', '.join(METHODS)}")
+                raise ValueError(f"no explanation is called {name!r}; known are {', '.join(METHODS)}")
         for group in self.attack.releases or ():
             for name in group:
                 if name not in self.release.methods:

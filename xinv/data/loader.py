@@ -15,12 +15,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from xinv.data.shards import Index, read_shard, shard_path
 from xinv.errors import InputError
+
+VICTIM = "victim"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ class Reader:
     `memory_bytes` of decoded samples can hold, so both are part of the plan: keep them when a run resumes.
     Shards stay decoded while they fit (least recently used go first); a set that fits is decoded once. One that does
     not is read one batch ahead by a thread, and each rank decodes its own share alone.
-    InputError: unknown partition or method, sets that do not belong together, a shard that is not what its index says.
+    `purpose`: the victims are scored and serve nothing else, so the partition `victim` opens for "score" alone.
+    InputError: unknown partition or method, sets that do not belong together, a shard that is not what its index says,
+    victims asked for without that purpose.
     """
 
     def __init__(
@@ -133,7 +138,13 @@ class Reader:
         seed: int = 0,
         window: int = 4096,
         memory_bytes: int = 2 << 30,
+        purpose: Literal["train", "score"] = "train",
     ) -> None:
+        if partition.removesuffix("_validation") == VICTIM and purpose != "score":
+            raise InputError(
+                f"the partition {partition!r} of {images} is kept for scoring: nothing may be trained, selected or "
+                "searched on it. Train on another partition, such as attack."
+            )
         self.images, self.releases = images, releases
         self.partition, self.methods, self.seed = partition, tuple(methods), seed
         self.memory_bytes = memory_bytes

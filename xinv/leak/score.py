@@ -5,104 +5,98 @@ Axes: B images, C channels, H rows, W columns, K classes, M map channels, N all 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from xinv.data.loader import Batch, Reader
-from xinv.files import aside
+from xinv.data.shards import Index
+from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
 from xinv.leak.controls import mean_image, other_image
-from xinv.leak.metrics import METRICS, evaluator_metrics, image_metrics
-from xinv.leak.statistics import bootstrap_mean, paired_difference
+from xinv.leak.evaluators import Panel, Sitting
+from xinv.leak.metrics import image_metrics
+from xinv.leak.table import by_attack, save_samples, table
 from xinv.nets.classifier import Classifier
-from xinv.nets.inverter import Inverter
 
-PARTITION = "victim"
-ORIGINALS = "originals"
-
-
-class ScoreSettings(BaseModel):
-    """How the victims are scored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval")
-    level: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
-    pictures: int = Field(10, ge=1, le=64, description="victims shown in the report")
-    batch_size: int = Field(125, ge=2, description="images reconstructed at once")
-
-
-class Attack(BaseModel):
-    """One way to reconstruct, as the scorer carries it out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    kind: Literal["attack", "control", "originals"]
-    inverter: str = Field("", description="name of the inverter's design, for the tables")
-    folder: Path | None = Field(None, description="its trained network")
-    methods: tuple[str, ...] = Field((), description="explanations it sees, beside the prediction")
-    control: Literal["", "mean_image", "other_image"] = ""
+__all__ = [
+    "ORIGINALS",
+    "PARTITION",
+    "Attack",
+    "ScoreSettings",
+    "Scorer",
+    "by_attack",
+    "save_samples",
+    "table",
+    "with_controls",
+]
 
 
 class Scorer:
     """Carries out one attack after another on the victims of one audit. Lives in a worker process; loads files alone.
 
+    Where the set promises that victims are in the gallery too (identity-disjoint splits), people are re-identified.
+
     Args:
-        images, releases: the sets that hold the victim partition.
-        attack_partition: the attacker's own part, for the mean image.
-        evaluator: folder of the evaluator.
-        load_classifier, load_inverter: readers of network folders.
+        images, releases: the sets that hold the victim partition; `images` also the gallery, and the attacker's own
+            part for the mean image.
+        evaluator: folder of the evaluator, or name -> folder of several, the principal one first.
+        load_classifier, load_inverter: readers of network folders. An inverter is (prediction_BK, maps) -> image_BCHW.
     """
 
     def __init__(
         self,
         images: Path,
         releases: Path,
-        evaluator: Path,
+        evaluator: Path | Mapping[str, Path],
         settings: ScoreSettings,
         seed: int,
         load_classifier: Callable[[Path], Classifier],
-        load_inverter: Callable[[Path], Inverter],
+        load_inverter: Callable[[Path], nn.Module],
     ) -> None:
         self._images, self._releases, self._settings, self._seed = images, releases, settings, seed
         self._device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self._load_inverter = load_inverter
-        self._evaluator = load_classifier(evaluator).to(self._device)
+        folders = {"evaluator": evaluator} if isinstance(evaluator, Path) else evaluator
+        index = Index.load(images)
+        labels = len(index.label_names)
+        self._panel = Panel(folders, load_classifier, self._device, labels, settings.false_accept_rate)
+        if index.made_by.get("disjoint") == "identity":
+            self._panel.enrol(Reader(images, "gallery").once(settings.batch_size))
         self._shown = self._choose()
 
     def __call__(self, attack: Attack) -> dict[str, Any]:
         """Reconstruct every victim once.
 
         Returns:
-            "metrics": name -> float64 array (N,) in index order; "pictures": uint8 array (n, H, W, C). For the
-            originals instead "key", "identity", "label", "target_right", "evaluator_right" of all victims, and the
-            pictures and maps of the shown ones.
+            "metrics": name -> float64 array (N,) in index order; "agreement": likewise, of several evaluators;
+            "pictures": uint8 array (n, H, W, C). For the originals instead "key", "identity", "label", "target_right"
+            of all victims, the pictures and maps of the shown ones, "evaluators", and as "metrics" and "agreement" what
+            the evaluators make of the originals: the ceiling.
         """
         if attack.kind == "originals":
             return self._originals(attack)
         reader = self._reader(attack.methods)
         reconstruct = self._reconstruct(attack)
-        values: dict[str, list[Tensor]] = {}
+        sitting, values = Sitting(self._panel), _Values()
         pictures: dict[int, np.ndarray] = {}
         position = 0
         for batch in reader.once(chunk(reader.samples, self._settings.batch_size)):
-            image_BCHW, label_B = batch.image_BCHW.to(self._device), batch.label_B.to(self._device)
+            image_BCHW = batch.image_BCHW.to(self._device)
             found_BCHW = reconstruct(batch, position).float()
-            scores = image_metrics(found_BCHW, image_BCHW)
-            scores |= evaluator_metrics(self._evaluator, found_BCHW, image_BCHW, label_B)
-            for name, value_B in scores.items():
-                values.setdefault(name, []).append(value_B.double().cpu())
+            values.add(image_metrics(found_BCHW, image_BCHW))
+            values.add(sitting.add(found_BCHW, image_BCHW, batch))
             self._keep(pictures, found_BCHW, position)
             position += len(batch.key)
-        metrics = {name: torch.cat(parts).numpy() for name, parts in values.items()}
-        return {"metrics": metrics, "pictures": np.stack([pictures[place] for place in self._shown])}
+        return {
+            "metrics": values.joined() | sitting.finish()[0],
+            "agreement": sitting.agreement,
+            "pictures": np.stack([pictures[place] for place in self._shown]),
+        }
 
     def _reader(self, methods: Sequence[str]) -> Reader:
-        return Reader(self._images, PARTITION, self._releases, tuple(methods))
+        return Reader(self._images, PARTITION, self._releases, tuple(methods), purpose="score")
 
     def _choose(self) -> list[int]:
         """Positions of the victims to show: the first of every label in turn, so that no label fills the page."""
@@ -151,18 +145,18 @@ class Scorer:
     def _originals(self, attack: Attack) -> dict[str, Any]:
         """The victims themselves: what the evaluator makes of them is the ceiling of attack accuracy."""
         reader = self._reader(attack.methods)
-        seen: dict[str, list[Any]] = {"key": [], "identity": [], "label": [], "target_right": [], "evaluator_right": []}
+        seen: dict[str, list[Any]] = {"key": [], "identity": [], "label": [], "target_right": []}
+        sitting, values = Sitting(self._panel), _Values()
         pictures: dict[int, np.ndarray] = {}
         maps: dict[str, dict[int, np.ndarray]] = {name: {} for name in attack.methods}
         position = 0
         for batch in reader.once(self._settings.batch_size):
             assert batch.prediction_BK is not None
-            with torch.no_grad():
-                guess_B = self._evaluator(batch.image_BCHW.to(self._device)).argmax(1).cpu()
+            image_BCHW = batch.image_BCHW.to(self._device)
+            values.add(sitting.add(image_BCHW, image_BCHW, batch))
             seen["key"] += batch.key
             seen["identity"] += batch.identity
             seen["label"] += batch.label_B.tolist()
-            seen["evaluator_right"] += (guess_B == batch.label_B).double().tolist()
             seen["target_right"] += (batch.prediction_BK.argmax(1) == batch.label_B).double().tolist()
             self._keep(pictures, batch.image_BCHW, position)
             for name, map_BMHW in batch.maps.items():
@@ -170,15 +164,32 @@ class Scorer:
                     if position <= place < position + len(batch.key):
                         maps[name][place] = map_BMHW[place - position].numpy()
             position += len(batch.key)
-        shown = {name: np.stack([found[place] for place in self._shown]) for name, found in maps.items()}
-        keys = [seen["key"][place] for place in self._shown]
+        identified, facts = sitting.finish()
         return {
             **seen,
+            "metrics": values.joined() | identified,
+            "agreement": sitting.agreement,
+            "evaluators": self._panel.describe(),
+            "reidentification": facts,
             "pictures": np.stack([pictures[place] for place in self._shown]),
-            "maps": shown,
-            "shown": keys,
+            "maps": {name: np.stack([found[place] for place in self._shown]) for name, found in maps.items()},
+            "shown": [seen["key"][place] for place in self._shown],
             "map_shapes": {name: list(shape) for name, shape in reader.map_shapes.items()},
         }
+
+
+class _Values:
+    """Scores of batch after batch, by name."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, scores: Mapping[str, Tensor]) -> None:
+        for name, value_B in scores.items():
+            self._parts.setdefault(name, []).append(value_B.double().cpu())
+
+    def joined(self) -> dict[str, np.ndarray]:
+        return {name: torch.cat(parts).numpy() for name, parts in self._parts.items()}
 
 
 def chunk(images: int, size: int) -> int:
@@ -186,97 +197,3 @@ def chunk(images: int, size: int) -> int:
     while images > 1 and images % size == 1:
         size += 1
     return size
-
-
-def table(
-    attacks: Sequence[Attack],
-    results: Mapping[str, Mapping[str, Any]],
-    baseline: str,
-    settings: ScoreSettings,
-    seed: int,
-) -> dict[str, Any]:
-    """Rows and leaks of scores.json from the per-image metrics.
-
-    Args:
-        attacks: all but the originals.
-        results: attack id -> what `Scorer` returned; ORIGINALS -> the originals.
-        baseline: id of the prediction-only attack. A leak is score(attack) - score(baseline), paired by image.
-
-    Returns:
-        {"level", "rows", "leaks", "evaluator", "target"} of scores.json; intervals by a bootstrap over identities.
-    """
-    originals = results[ORIGINALS]
-    clusters = np.unique(np.asarray(originals["identity"]), return_inverse=True)[1]
-    count = len(originals["key"])
-    classes = originals["classes"]
-
-    def interval(value_N: Any, bounds: tuple[float, float] | None = None) -> dict[str, float]:
-        found = bootstrap_mean(value_N, clusters, seed, settings.resamples, settings.level, bounds)
-        return {name: float(value) for name, value in found._asdict().items()}
-
-    rows, leaks = [], []
-    for attack in attacks:
-        values = results[attack.id]["metrics"]
-        sizes = [int(np.prod(originals["map_shapes"][method])) for method in attack.methods]
-        rows.append(
-            {
-                "attack": attack.id,
-                "kind": attack.kind,
-                "release": list(attack.methods),
-                "inverter": attack.inverter,
-                "partition": PARTITION,
-                "n": count,
-                "released_bytes": None if attack.control == "mean_image" else 4.0 * (classes + sum(sizes)),
-                "metrics": {name: interval(value_N, METRICS[name].range) for name, value_N in values.items()},
-            }
-        )
-        if attack.id != baseline:
-            differences = {}
-            for name, value_N in values.items():
-                found = paired_difference(
-                    value_N, results[baseline]["metrics"][name], clusters, seed, settings.resamples, settings.level
-                )
-                differences[name] = {
-                    "difference": float(found.mean),
-                    "low": float(found.low),
-                    "high": float(found.high),
-                }
-            leaks.append({"attack": attack.id, "baseline": baseline, "n": count, "metrics": differences})
-    return {
-        "level": settings.level,
-        "rows": rows,
-        "leaks": leaks,
-        "evaluator": {
-            "accuracy_on_originals": interval(originals["evaluator_right"], (0.0, 1.0)),
-            "chance": 1.0 / classes,
-        },
-        "target": {"accuracy": interval(originals["target_right"], (0.0, 1.0))},
-    }
-
-
-def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[Attack]:
-    """All attacks and the named controls of them, in the order of the report."""
-    found: list[Attack] = []
-    if "mean_image" in controls:
-        found.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
-    if "other_image" in controls:
-        found += [
-            one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
-            for one in attacks
-            if one.methods
-        ]
-    return [*attacks, *found]
-
-
-def save_samples(folder: Path, attacks: Sequence[Attack], results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write samples.npz, every metric of every victim, and pictures.npz, what the report shows."""
-    originals = results[ORIGINALS]
-    samples = {"key": np.array(originals["key"]), "identity": np.array(originals["identity"])}
-    pictures = {"key": np.array(originals["shown"]), "original": originals["pictures"]}
-    pictures |= {f"map:{name}": maps for name, maps in originals["maps"].items()}
-    for attack in attacks:
-        samples |= {f"{attack.id}/{name}": value for name, value in results[attack.id]["metrics"].items()}
-        pictures[f"reconstruction:{attack.id}"] = results[attack.id]["pictures"]
-    for name, arrays in (("samples.npz", samples), ("pictures.npz", pictures)):
-        with aside(folder / name) as draft, draft.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)

@@ -142,6 +142,7 @@ PRESETS: dict[str, InverterDesign] = {
         normalisation="group",
         activation="silu",
         full_size_blocks=True,
+        head="sigmoid",
         width=24,
         bottleneck=256,
     ),

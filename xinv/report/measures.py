@@ -5,7 +5,7 @@ Free of torch, so that the report and the terminal can use it; `xinv.leak.metric
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from xinv.errors import InputError
@@ -19,6 +19,8 @@ class Metric:
 
     `digits` are decimals as shown; a unit of "%" means that the value, a share in [0, 1], is shown times 100.
     `leak_direction` says which way of a difference means that more was leaked. `range` is what the value can be.
+    `about`: what of the original must be in the reconstruction: its pixels, its class, or who it shows. `evaluator` is
+    the name of the further evaluator that judged, and empty for the first one.
     """
 
     key: str
@@ -29,6 +31,13 @@ class Metric:
     digits: int
     leak_direction: Literal["lower", "higher"]
     range: tuple[float, float]
+    about: Literal["image", "class", "person"] = "image"
+    evaluator: str = ""
+
+    @property
+    def headline(self) -> bool:
+        """Whether it belongs into the main tables: re-identification and further evaluators have tables of their own."""
+        return self.about != "person" and not self.evaluator
 
     @property
     def sign(self) -> int:
@@ -57,6 +66,26 @@ class Metric:
             places = -math.floor(math.log10(abs(shown))) if abs(shown) > 1e-9 else self.digits
             text = f"{shown if abs(shown) > 1e-9 else 0.0:.{places}f}"
         return text.replace("-", MINUS)
+
+
+RANKS = (1, 5, 20)
+"""How many people a search of the gallery returns, where re-identification is measured."""
+
+
+def _rank(k: int) -> Metric:
+    return Metric(
+        key=f"reidentification_rank{k}",
+        label=f"Re-identified, rank {k}",
+        short=f"Rank-{k}",
+        meaning="Share of reconstructions whose person is "
+        + ("the one" if k == 1 else f"among the {k} people")
+        + " of the gallery most similar to it in the evaluator's embedding.",
+        unit="%",
+        digits=1,
+        leak_direction="higher",
+        range=(0.0, 1.0),
+        about="person",
+    )
 
 
 METRICS: dict[str, Metric] = {
@@ -90,6 +119,16 @@ METRICS: dict[str, Metric] = {
         leak_direction="higher",
         range=(-1.0, 1.0),
     ),
+    "ms_ssim": Metric(
+        key="ms_ssim",
+        label="MS-SSIM",
+        short="MS-SSIM",
+        meaning="Structural similarity at five scales, from the finest detail to the layout of the whole.",
+        unit="",
+        digits=3,
+        leak_direction="higher",
+        range=(0.0, 1.0),
+    ),
     "embedding_similarity": Metric(
         key="embedding_similarity",
         label="Embedding similarity",
@@ -100,6 +139,7 @@ METRICS: dict[str, Metric] = {
         digits=3,
         leak_direction="higher",
         range=(0.1353352832366127, 1.0),  # exp(-2): unit vectors are at most 2 apart
+        about="class",
     ),
     "attack_accuracy_top1": Metric(
         key="attack_accuracy_top1",
@@ -110,20 +150,63 @@ METRICS: dict[str, Metric] = {
         digits=1,
         leak_direction="higher",
         range=(0.0, 1.0),
+        about="class",
+    ),
+    "attack_accuracy_top5": Metric(
+        key="attack_accuracy_top5",
+        label="Attack accuracy, top 5",
+        short="Top-5",
+        meaning="Share of reconstructions in which the true class is among the evaluator's first five guesses.",
+        unit="%",
+        digits=1,
+        leak_direction="higher",
+        range=(0.0, 1.0),
+        about="class",
+    ),
+    **{f"reidentification_rank{k}": _rank(k) for k in RANKS},
+    "verification_tar": Metric(
+        key="verification_tar",
+        label="Verification",
+        short="TAR",
+        meaning="Share of reconstructions that pass for the true person where strangers pass at the false accept rate "
+        "stated (TAR at FAR).",
+        unit="%",
+        digits=1,
+        leak_direction="higher",
+        range=(0.0, 1.0),
+        about="person",
     ),
 }
 
 
-def metrics_of(entries: Iterable[Mapping[str, object]]) -> list[Metric]:
-    """The metrics that occur in any of the `metrics` mappings of scores.json, in the order of METRICS.
+def metric_of(key: str) -> Metric:
+    """The metric called `key` in the scores: `ssim`, or `attack_accuracy_top1:cnn` where a further evaluator judged.
 
     InputError for one that this version does not know: its direction would be a guess.
     """
-    present = {key for entry in entries for key in entry}
-    unknown = sorted(present - METRICS.keys())
-    if unknown:
+    base, _, evaluator = key.partition(":")
+    if base not in METRICS or (key != base and not evaluator):
         raise InputError(
-            f"The scores hold the metric {unknown[0]!r}, which is unknown here; known: {', '.join(METRICS)}. "
+            f"The scores hold the metric {key!r}, which is unknown here; known: {', '.join(METRICS)}. "
             "Score again with this version, or report with the version that scored."
         )
-    return [metric for key, metric in METRICS.items() if key in present]
+    metric = METRICS[base]
+    if not evaluator:
+        return metric
+    return replace(
+        metric,
+        key=key,
+        label=f"{metric.label} ({evaluator})",
+        short=f"{metric.short} ({evaluator})",
+        meaning=f"{metric.meaning} Here by the evaluator {evaluator}.",
+        evaluator=evaluator,
+    )
+
+
+def metrics_of(entries: Iterable[Mapping[str, object]]) -> list[Metric]:
+    """The metrics that occur in any of the `metrics` mappings of scores.json, in the order of METRICS, and each by the
+    first evaluator before further ones. InputError for one that this version does not know.
+    """
+    present = dict.fromkeys(key for entry in entries for key in entry)
+    order = {key: place for place, key in enumerate(METRICS)}
+    return sorted(map(metric_of, present), key=lambda metric: (order[metric.key.partition(":")[0]], metric.evaluator))

@@ -26,11 +26,12 @@ class _Autocast(nn.Module):
         self._device = device
         self._dtype = dtype
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any) -> Any:
         if self._dtype is None:
             return self.network(*inputs)
         with torch.autocast(self._device, dtype=self._dtype):
-            return self.network(*inputs).float()
+            output = self.network(*inputs)
+        return output.float() if isinstance(output, Tensor) else tuple(one.float() for one in output)
 
 
 def bf16_in_hardware(device: torch.device) -> bool:
@@ -130,8 +131,8 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = value
 
-    def forward(self, *inputs: Any) -> Tensor:
-        """The network's output for one micro-batch, fp32. All ranks (ZeRO-3 gathers weights)."""
+    def forward(self, *inputs: Any) -> Any:
+        """The network's output for one micro-batch, a tensor or a tuple of them, fp32. All ranks (ZeRO-3 gathers)."""
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:

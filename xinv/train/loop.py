@@ -27,9 +27,10 @@ from xinv.files import make_private, read_json, write_json
 from xinv.progress import Progress, silent
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
+from xinv.train.lessons import Lessons
 from xinv.train.objectives import OBJECTIVES, Objective
 from xinv.train.settings import TrainingSettings, learning_rate_at
-from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, save_spec
+from xinv.train.weights import WEIGHTS, ClassifierSpec, NetworkSpec, fill, save_spec
 
 Events = Callable[[dict[str, Any]], None]
 """Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}."""
@@ -43,10 +44,13 @@ class TrainJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(description="where the network ends up; its checkpoints meanwhile")
-    objective: Literal["classify", "invert"]
+    objective: Literal["classify", "distil", "invert", "explain", "invert_explained", "invert_jointly"]
     network: NetworkSpec
     images: Path = Field(description="image set")
-    releases: Path | None = Field(None, description="release set, for inverters")
+    releases: Path | None = Field(None, description="release set of the target, for inverters and distillation")
+    lessons: Path | None = Field(None, description="release set of the attacker's surrogate, for its maps")
+    start: Path | None = Field(None, description="trained network of the same shape to start from")
+    frozen: tuple[str, ...] = Field((), description="parts of the network (submodules) that keep their weights")
     partition: str = Field(description="trained on; PARTITION_validation selects")
     settings: TrainingSettings
     seed: int
@@ -86,26 +90,38 @@ def train(job: TrainJob, progress: Progress = silent, events: Events = lambda re
         make_private(job.folder)
         save_spec(job.folder, job.network)
     _seed(job.seed)
-    methods = job.network.methods if isinstance(job.network, InverterSpec) else ()
-    memory = job.settings.memory_mib << 20
-    window = job.settings.shuffle_window
-    data, held_out = (
-        Reader(job.images, part, job.releases, methods, seed=job.seed, window=window, memory_bytes=memory)
-        for part in (job.partition, f"{job.partition}_validation")
-    )
+    data, held_out = (_reader(job, part) for part in (job.partition, f"{job.partition}_validation"))
     network = job.network.build()
-    if isinstance(job.network, InverterSpec):
+    if not isinstance(job.network, ClassifierSpec):
         _standardise(network, data, job.settings.batch_size)
+    if job.start is not None:
+        fill(network, job.start)
+    for name in job.frozen:
+        network.get_submodule(name).requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     engine = Engine(network, job.settings, world)
     try:
         checkpoints = Checkpoints(job.folder / "checkpoints", rank, world, job.settings.zero_stage)
         state = checkpoints.load(engine)
-        fit = _Fit(job, engine, OBJECTIVES[job.objective], checkpoints, state, rank, world)
+        fit = _Fit(job, engine, OBJECTIVES[job.objective](network), checkpoints, state, rank, world)
         fit.run(data, held_out, progress if rank == 0 else silent, events if rank == 0 else lambda record: None)
     finally:
         engine.close()
     return _export(job, checkpoints, state, parameters, rank)
+
+
+def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
+    methods = () if isinstance(job.network, ClassifierSpec) else job.network.methods
+    settings = job.settings
+    options: dict[str, Any] = {
+        "seed": job.seed,
+        "window": settings.shuffle_window,
+        "memory_bytes": settings.memory_mib << 20,
+    }
+    if job.lessons is not None:
+        assert job.releases is not None, "lessons go with the target's predictions"
+        return Lessons(job.images, partition, job.releases, job.lessons, methods, **options)
+    return Reader(job.images, partition, job.releases, methods, **options)
 
 
 class _Fit:
@@ -126,7 +142,7 @@ class _Fit:
         people = job.network.identities if isinstance(job.network, ClassifierSpec) else ()
         self.answers = {identity: number for number, identity in enumerate(people)}
 
-    def run(self, data: Reader, held_out: Reader, progress: Progress, events: Events) -> None:
+    def run(self, data: Reader | Lessons, held_out: Reader | Lessons, progress: Progress, events: Events) -> None:
         settings, state = self.job.settings, self.state
         per_epoch = -(-data.samples // settings.batch_size)
         steps = per_epoch * settings.epochs
@@ -184,7 +200,7 @@ class _Fit:
         """The batch with identities in place of labels, where the network tells people apart."""
         return relabelled(batch, self.answers) if self.answers else batch
 
-    def validate(self, data: Reader) -> dict[str, float]:
+    def validate(self, data: Reader | Lessons) -> dict[str, float]:
         """Means of loss and metrics over every image of `data`, each counted once, equal on all ranks."""
         self.engine.train(False)
         sums: dict[str, Tensor] = {}
@@ -278,7 +294,7 @@ def _seed(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _standardise(network: Any, data: Reader, batch_size: int) -> None:
+def _standardise(network: Any, data: Reader | Lessons, batch_size: int) -> None:
     """Give the inverter mean and spread of each map channel over its training part, the attacker's own data."""
     if not data.map_shapes:
         return

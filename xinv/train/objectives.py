@@ -3,15 +3,17 @@
 Axes: B images, C channels, H rows, W columns, K classes, M map channels.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from xinv.data.loader import Batch
+from xinv.nets.surrogate import SurrogateInverter
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Objective:
     """
 
     inputs: Callable[[Batch], tuple[Any, ...]]
-    loss_B: Callable[[Tensor, Batch], Tensor]
-    metrics_B: Callable[[Tensor, Batch], dict[str, Tensor]]
+    loss_B: Callable[[Any, Batch], Tensor]
+    metrics_B: Callable[[Any, Batch], dict[str, Tensor]]
 
 
 def _cross_entropy(logit_BK: Tensor, batch: Batch) -> Tensor:
@@ -51,8 +53,58 @@ def _clamped_error(image_BCHW: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"mse": _squared_error(torch.clamp(image_BCHW.detach(), 0, 1), batch)}
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "classify": Objective(lambda batch: (batch.image_BCHW,), _cross_entropy, _right),
-    "invert": Objective(_release, _squared_error, _clamped_error),
+def _learn_from_target(logit_BK: Tensor, batch: Batch) -> Tensor:
+    assert batch.prediction_BK is not None, "distillation needs the target's predictions"
+    told_BK = batch.prediction_BK.softmax(1)
+    return F.kl_div(F.log_softmax(logit_BK, 1), told_BK, reduction="none").sum(1)
+
+
+def _agrees(logit_BK: Tensor, batch: Batch) -> dict[str, Tensor]:
+    assert batch.prediction_BK is not None
+    return {"agreement": (logit_BK.argmax(1) == batch.prediction_BK.argmax(1)).float(), **_right(logit_BK, batch)}
+
+
+def _classify(network: nn.Module) -> Objective:
+    """Cross-entropy on the label."""
+    return Objective(lambda batch: (batch.image_BCHW,), _cross_entropy, _right)
+
+
+def _distil(network: nn.Module) -> Objective:
+    """Kullback-Leibler divergence from the target's class probabilities (Hinton et al. 2015, at temperature 1)."""
+    return Objective(lambda batch: (batch.image_BCHW,), _learn_from_target, _agrees)
+
+
+def _invert(network: nn.Module) -> Objective:
+    """The paper's reconstruction loss (Sec. 3): mean squared error of the image."""
+    return Objective(_release, _squared_error, _clamped_error)
+
+
+def _surrogate(network: nn.Module, image: float, lesson: float) -> Objective:
+    """`image` x reconstruction loss + `lesson` x mean squared error of the imagined map, in standardised units."""
+    assert isinstance(network, SurrogateInverter)
+
+    def error(imagined_BMHW: Tensor, batch: Batch) -> Tensor:
+        (map_BMHW,) = batch.maps.values()
+        return (imagined_BMHW - network.lesson(map_BMHW)).square().flatten(1).mean(1)
+
+    def loss(output: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        image_BCHW, imagined_BMHW = output
+        return image * _squared_error(image_BCHW, batch) + lesson * error(imagined_BMHW, batch)
+
+    def metrics(output: tuple[Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:
+        return {**_clamped_error(output[0], batch), "explanation_mse": error(output[1], batch)}
+
+    return Objective(lambda batch: (batch.prediction_BK,), loss, metrics)
+
+
+OBJECTIVES: dict[str, Callable[[nn.Module], Objective]] = {
+    "classify": _classify,
+    "distil": _distil,
+    "invert": _invert,
+    "explain": functools.partial(_surrogate, image=0.0, lesson=1.0),
+    "invert_explained": functools.partial(_surrogate, image=1.0, lesson=0.0),
+    "invert_jointly": functools.partial(_surrogate, image=1.0, lesson=0.1),
 }
-"""classify: cross-entropy on the label. invert: the paper's reconstruction loss (Sec. 3, mean squared error)."""
+"""`explain`, then `invert_explained`, are the two stages of the surrogate attack; `invert_jointly` does both at once,
+with a tenth of the weight on the map's error (in units of its variance). From random weights, `invert_explained` is the
+control of the same capacity: the same network, taught by no explanation."""

@@ -12,6 +12,7 @@ from xinv.errors import InputError
 from xinv.files import aside, read_json, write_json
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
 from xinv.nets.inverter import Inverter, InverterDesign, ReleaseShape, build_inverter
+from xinv.nets.surrogate import ImageOnly, SurrogateInverter
 
 NETWORK = "network.json"
 WEIGHTS = "weights.safetensors"
@@ -52,10 +53,28 @@ class InverterSpec(BaseModel):
         return build_inverter(self.design, ReleaseShape(classes=self.classes, maps=self.maps), self.channels, self.size)
 
 
-NetworkSpec = Annotated[ClassifierSpec | InverterSpec, Field(discriminator="kind")]
+class SurrogateSpec(BaseModel):
+    """All that is needed to build an inverter that imagines the explanation, for a target that gives none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["surrogate"] = "surrogate"
+    explainer: InverterDesign
+    design: InverterDesign
+    channels: int
+    size: int
+    classes: int
+    methods: tuple[str, ...] = Field(min_length=1, max_length=1, description="the surrogate's explanation")
+    maps: tuple[tuple[int, int, int], ...] = Field(min_length=1, max_length=1, description="(M, h, w) of its map")
+
+    def build(self) -> SurrogateInverter:
+        return SurrogateInverter(self.explainer, self.design, self.classes, self.maps[0], self.channels, self.size)
 
 
-def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec) -> None:
+NetworkSpec = Annotated[ClassifierSpec | InverterSpec | SurrogateSpec, Field(discriminator="kind")]
+
+
+def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec | SurrogateSpec) -> None:
     """Write network.json."""
     write_json(folder / NETWORK, spec.model_dump(mode="json"))
 
@@ -73,11 +92,13 @@ def load_classifier(folder: Path) -> Classifier:
     return network.eval()
 
 
-def load_inverter(folder: Path) -> Inverter:
-    """The trained inverter in a stage folder, in eval mode. InputError when the folder holds none."""
-    network = _spec(folder, InverterSpec).build()
+def load_inverter(folder: Path) -> nn.Module:
+    """The trained inverter in a stage folder, in eval mode: (prediction_BK, maps) -> image_BCHW. InputError when the
+    folder holds none."""
+    network = load_inverter_spec(folder).build()
     _fill(network, folder / WEIGHTS)
-    return network.eval()
+    network.eval()
+    return ImageOnly(network).eval() if isinstance(network, SurrogateInverter) else network
 
 
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
@@ -85,9 +106,15 @@ def load_classifier_spec(folder: Path) -> ClassifierSpec:
     return _spec(folder, ClassifierSpec)
 
 
-def load_inverter_spec(folder: Path) -> InverterSpec:
+def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec:
     """What the inverter in a stage folder takes and gives."""
-    return _spec(folder, InverterSpec)
+    surrogate = read_json(folder / NETWORK).get("kind") == "surrogate"
+    return _spec(folder, SurrogateSpec) if surrogate else _spec(folder, InverterSpec)
+
+
+def fill(network: nn.Module, folder: Path) -> None:
+    """Put the weights of a stage folder into `network`, which must have the same shape. InputError otherwise."""
+    _fill(network, folder / WEIGHTS)
 
 
 Spec = TypeVar("Spec", bound=BaseModel)

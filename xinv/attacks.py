@@ -1,0 +1,212 @@
+"""The trainings of an audit's attackers: inverters of what the target released, and the surrogate attack.
+
+Each function returns the finished stages as `Attack`s, which scoring carries out.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from xinv.config import AuditConfig, SurrogateSettings
+from xinv.data.shards import Index
+from xinv.leak.score import Attack
+from xinv.progress import Progress
+from xinv.release.precompute import ReleaseSettings
+from xinv.stage import Finished
+from xinv.train.loop import TrainJob
+from xinv.train.weights import ClassifierSpec, InverterSpec, SurrogateSpec
+
+Work = Callable[[Path, Progress], Any]
+INVERTER_FORMAT = 1
+SURROGATE_FORMAT = 1
+
+
+class Stages(Protocol):
+    """What `audit` offers to those who add stages."""
+
+    config: AuditConfig
+
+    def stage(self, kind: str, title: str, identity: dict[str, Any], work: Work) -> Finished: ...
+
+    def train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]: ...
+
+    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished: ...
+
+
+def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
+    """Every inverter trained on every release; the baseline, which sees predictions alone, first."""
+    attack = audit.config.attack
+    wanted: list[tuple[str, tuple[str, ...]]] = [(attack.baseline, ())]
+    wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
+    return [_inverter(audit, images, releases, name, methods) for name, methods in wanted]
+
+
+def _inverter(audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...]) -> Attack:
+    attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3
+    design = attack.design(name)
+    label = " + ".join([name, *methods])
+    identity = {
+        "format": INVERTER_FORMAT,
+        "design": design.model_dump(mode="json"),
+        "training": attack.training.model_dump(mode="json"),
+        "images": images.id,
+        "releases": releases.id,
+        "methods": list(methods),
+        "seed": seed,
+    }
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        spec = InverterSpec(
+            design=design,
+            channels=data.channels,
+            size=data.size,
+            classes=_classes(releases),
+            methods=methods,
+            maps=tuple(_map_shape(releases, method) for method in methods),
+        )
+        job = TrainJob(
+            folder=folder.resolve(),
+            objective="invert",
+            network=spec,
+            images=images.folder.resolve(),
+            releases=releases.folder.resolve(),
+            partition="attack",
+            settings=attack.training,
+            seed=seed,
+        )
+        return audit.train(job, label, progress)
+
+    found = audit.stage("inverter", f"Inverter: {label}", identity, work)
+    ident = ":".join([name, *(["+".join(methods)] if methods else [])])
+    return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods)
+
+
+def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
+    """The attack on a target that explains nothing, each beside its control of the same capacity and budget."""
+    settings = audit.config.attack.surrogate
+    if settings is None:
+        return []
+    model = _surrogate_model(audit, images, releases, settings)
+    asked = ReleaseSettings(methods=settings.methods, batch_size=audit.config.release.batch_size)
+    explained = audit.explain("lessons", images, model, asked)
+    found: list[Attack] = []
+    for method in settings.methods:
+        imagine = _SurrogateTraining(audit, images, releases, explained, method, settings)
+        control = imagine.train("same_capacity", "invert_explained")
+        found.append(imagine.attack("same_capacity", control, kind="control"))
+        if "two_stage" in settings.modes:
+            explainer = imagine.train("explain", "explain")
+            second = imagine.train("two_stage", "invert_explained", start=explainer)
+            found.append(imagine.attack("two_stage", second))
+        if "joint" in settings.modes:
+            found.append(imagine.attack("joint", imagine.train("joint", "invert_jointly")))
+    return found
+
+
+def _surrogate_model(audit: Stages, images: Finished, releases: Finished, settings: SurrogateSettings) -> Finished:
+    """The attacker's own classifier, trained on the attack partition."""
+    data, seed = audit.config.data, audit.config.seed + 4
+    distils = settings.learns == "predictions"
+    identity = {
+        "format": SURROGATE_FORMAT,
+        "network": settings.network.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "learns": settings.learns,
+        "images": images.id,
+        "releases": releases.id if distils else None,
+        "seed": seed,
+    }
+
+    def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        spec = ClassifierSpec(
+            settings=settings.network, channels=data.channels, size=data.size, classes=_classes(releases)
+        )
+        job = TrainJob(
+            folder=folder.resolve(),
+            objective="distil" if distils else "classify",
+            network=spec,
+            images=images.folder.resolve(),
+            releases=releases.folder.resolve() if distils else None,
+            partition="attack",
+            settings=settings.training,
+            seed=seed,
+        )
+        return audit.train(job, "surrogate", progress)
+
+    return audit.stage("surrogate", f"Surrogate: {settings.network.network}, {settings.learns}", identity, work)
+
+
+class _SurrogateTraining:
+    """Trains the networks that imagine one explanation of the surrogate."""
+
+    def __init__(
+        self,
+        audit: Stages,
+        images: Finished,
+        releases: Finished,
+        explained: Finished,
+        method: str,
+        settings: SurrogateSettings,
+    ) -> None:
+        self.audit, self.images, self.releases, self.explained = audit, images, releases, explained
+        self.method, self.settings = method, settings
+
+    def train(self, role: str, objective: Any, start: Finished | None = None) -> Finished:
+        """One training; with `start`, its explanation inverter is taken over and kept."""
+        config = self.audit.config
+        attack, seed = config.attack, config.seed + 5
+        explainer, design = attack.design(self.settings.explainer), attack.design(self.settings.inverter)
+        identity = {
+            "format": SURROGATE_FORMAT,
+            "objective": objective,
+            "explainer": explainer.model_dump(mode="json"),
+            "design": design.model_dump(mode="json"),
+            "training": attack.training.model_dump(mode="json"),
+            "images": self.images.id,
+            "releases": self.releases.id,
+            "lessons": self.explained.id,
+            "method": self.method,
+            "start": start.id if start else None,
+            "seed": seed,
+        }
+
+        def work(folder: Path, progress: Progress) -> dict[str, Any]:
+            spec = SurrogateSpec(
+                explainer=explainer,
+                design=design,
+                channels=config.data.channels,
+                size=config.data.size,
+                classes=_classes(self.releases),
+                methods=(self.method,),
+                maps=(_map_shape(self.explained, self.method),),
+            )
+            job = TrainJob(
+                folder=folder.resolve(),
+                objective=objective,
+                network=spec,
+                images=self.images.folder.resolve(),
+                releases=self.releases.folder.resolve(),
+                lessons=self.explained.folder.resolve(),
+                start=start.folder.resolve() if start else None,
+                frozen=("explainer",) if start else (),
+                partition="attack",
+                settings=attack.training,
+                seed=seed,
+            )
+            return self.audit.train(job, f"surrogate {role} + {self.method}", progress)
+
+        return self.audit.stage("imagined", f"Surrogate {role}: {self.method}", identity, work)
+
+    def attack(self, role: str, trained: Finished, kind: Any = "attack") -> Attack:
+        """What scoring does with it: the victims' predictions are all that it reads."""
+        title = f"{self.settings.inverter}, imagined {self.method}"
+        return Attack(id=f"surrogate_{role}:{self.method}", kind=kind, inverter=title, folder=trained.folder)
+
+
+def _classes(releases: Finished) -> int:
+    return Index.load(releases.folder).fields["prediction.npy"].shape[0]
+
+
+def _map_shape(releases: Finished, method: str) -> tuple[int, int, int]:
+    channels, height, width = Index.load(releases.folder).fields[f"{method}.npy"].shape
+    return channels, height, width

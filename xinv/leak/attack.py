@@ -1,0 +1,61 @@
+"""What the scorer is told: how to score, and which attacks to carry out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PARTITION = "victim"
+ORIGINALS = "originals"
+
+
+class ScoreSettings(BaseModel):
+    """How the victims are scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval")
+    level: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
+    pictures: int = Field(10, ge=1, le=64, description="victims shown in the report")
+    batch_size: int = Field(125, ge=2, description="images reconstructed at once")
+    exposure: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="a person counts as exposed when an explanation removes more than this share of the squared error "
+        "that the prediction alone leaves",
+    )
+    false_accept_rate: float = Field(
+        1e-3, gt=0, le=0.1, description="strangers that verification lets pass, where people can be re-identified"
+    )
+
+
+class Attack(BaseModel):
+    """One way to reconstruct, as the scorer carries it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    kind: Literal["attack", "control", "originals"]
+    inverter: str = Field("", description="name of the inverter's design, for the tables")
+    folder: Path | None = Field(None, description="its trained network")
+    methods: tuple[str, ...] = Field((), description="explanations it sees, beside the prediction")
+    control: Literal["", "mean_image", "other_image"] = ""
+    title: str = Field("", description="how tables call it; empty: by what it sees")
+    baseline: str = Field("", description="id of the attack its leak is measured from; empty: the audit's baseline")
+    seed: int = Field(0, description="which training of it: attacks of one id that differ by their seed are one row")
+
+
+def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[Attack]:
+    """All attacks and the named controls of them, in the order of the report."""
+    found: list[Attack] = []
+    if "mean_image" in controls:
+        found.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
+    if "other_image" in controls:
+        found += [
+            one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
+            for one in attacks
+            if one.methods
+        ]
+    return [*attacks, *found]
