@@ -155,3 +155,29 @@ def test_pictures_reach_wandb_only_when_asked_for(done: Done) -> None:
     assert audit(runs, "name=pictures", "track.images=true").returncode == 0
     files = list((runs / "pictures" / "wandb").rglob("*.png"))
     assert any("original" in path.name for path in files) and any("mean_image" in path.name for path in files)
+
+
+def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
+    """A target that explains nothing, attacked through the attacker's own model; two judges; every inverter twice."""
+    runs, _ = done
+    more = audit(
+        runs,
+        "name=more",
+        "release.methods=[gradient]",
+        "attack.seeds=2",
+        "attack.controls=[]",
+        "evaluators.plain={network: {network: cnn, width: 4}, training: {epochs: 2}}",
+        "attack.surrogate={network: {width: 4}, training: {epochs: 3}, methods: [grad_cam]}",
+    )
+    assert more.returncode == 0, more.stderr
+    scores = scores_of(runs, "more")
+    rows = {row["attack"]: row for row in scores["rows"]}
+    surrogate = [f"surrogate_{role}:grad_cam" for role in ("same_capacity", "two_stage", "joint")]
+    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate]
+    assert rows["flatten_unet:gradient"]["seeds"] == 2
+    assert [rows[name]["kind"] for name in surrogate] == ["control", "attack", "attack"]
+    assert all(rows[name]["released_bytes"] == 40 for name in surrogate), "they read the prediction alone"
+    assert "attack_accuracy_top1:plain" in rows["prediction_only"]["metrics"]
+    baselines = {leak["attack"]: leak["baseline"] for leak in scores["leaks"]}
+    assert baselines[surrogate[0]] == "prediction_only"
+    assert baselines[surrogate[1]] == baselines[surrogate[2]] == surrogate[0]

@@ -322,3 +322,38 @@ def test_unknown_names_list_the_known_ones(tiny_images, tiny_releases):
 def test_arguments_are_checked_at_the_call_not_at_the_first_batch(tiny_images):
     with pytest.raises(InputError, match="no batches of 0"):
         Reader(tiny_images, "attack").epoch(0, 0)
+
+
+def test_victims_open_for_scoring_alone(tiny_images):
+    for partition in ("victim", "victim_validation"):
+        with pytest.raises(InputError, match=f"{partition}.* is kept for scoring: nothing may be trained"):
+            Reader(tiny_images, partition)
+    assert Reader(tiny_images, "victim", purpose="score").samples == 11
+
+
+@pytest.mark.parametrize("objective", ["classify", "invert"])
+def test_the_training_loop_cannot_read_the_victims(tiny_images, tiny_releases, tmp_path, objective):
+    """Whatever is trained: the loop opens its partition for training before anything else."""
+    from xinv.nets.classifier import ClassifierSettings
+    from xinv.nets.inverter import PRESETS
+    from xinv.train.loop import TrainJob, train
+    from xinv.train.settings import TrainingSettings
+    from xinv.train.weights import ClassifierSpec, InverterSpec
+
+    specs = {
+        "classify": ClassifierSpec(settings=ClassifierSettings(width=4), channels=1, size=16, classes=4),
+        "invert": InverterSpec(design=PRESETS["prediction_only"], channels=1, size=16, classes=4, methods=(), maps=()),
+    }
+    job = TrainJob(
+        folder=tmp_path / "job",
+        objective=objective,
+        network=specs[objective],
+        images=tiny_images,
+        releases=tiny_releases if objective == "invert" else None,
+        partition="victim",
+        settings=TrainingSettings(epochs=1),
+        seed=0,
+    )
+    with pytest.raises(InputError, match="is kept for scoring"):
+        train(job)
+    assert not (tmp_path / "job" / "weights.safetensors").exists()

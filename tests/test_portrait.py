@@ -29,9 +29,8 @@ def test_expressions_move_mouth_and_eyes_and_nothing_else():
 
 @pytest.mark.parametrize("style", HAIR_STYLES)
 def test_hair_has_its_colour_above_the_forehead(style):
-    person = dataclasses.replace(
-        Person.of(np.full(PERSON_NUMBERS, 0.5)), hair_style=style, hair=np.array([0, 0, 250.0])
-    )
+    middle, blue = Person.of(np.full(PERSON_NUMBERS, 0.5)), np.array([0, 0, 250.0])
+    person = dataclasses.replace(middle, hair_style=style, hair=blue)
     crown = draw(person, scene(), 96)[14:22, 40:56].mean(axis=(0, 1))
     assert (crown[2] > 2 * crown[0]) == (style != "bald")
 

@@ -11,6 +11,7 @@ from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
 from xinv.leak.score import Attack
 from xinv.progress import Progress
+from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
@@ -19,6 +20,7 @@ from xinv.train.weights import ClassifierSpec, InverterSpec, SurrogateSpec
 Work = Callable[[Path, Progress], Any]
 INVERTER_FORMAT = 1
 SURROGATE_FORMAT = 1
+TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
 class Stages(Protocol):
@@ -38,13 +40,19 @@ def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attac
     attack = audit.config.attack
     wanted: list[tuple[str, tuple[str, ...]]] = [(attack.baseline, ())]
     wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
-    return [_inverter(audit, images, releases, name, methods) for name, methods in wanted]
+    return [
+        _inverter(audit, images, releases, name, methods, repeat)
+        for name, methods in wanted
+        for repeat in range(attack.seeds)
+    ]
 
 
-def _inverter(audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...]) -> Attack:
-    attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3
+def _inverter(
+    audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...], repeat: int
+) -> Attack:
+    attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
     design = attack.design(name)
-    label = " + ".join([name, *methods])
+    label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
     identity = {
         "format": INVERTER_FORMAT,
         "design": design.model_dump(mode="json"),
@@ -78,7 +86,7 @@ def _inverter(audit: Stages, images: Finished, releases: Finished, name: str, me
 
     found = audit.stage("inverter", f"Inverter: {label}", identity, work)
     ident = ":".join([name, *(["+".join(methods)] if methods else [])])
-    return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods)
+    return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods, seed=repeat)
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
@@ -92,6 +100,7 @@ def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> li
     found: list[Attack] = []
     for method in settings.methods:
         imagine = _SurrogateTraining(audit, images, releases, explained, method, settings)
+        # Against an inverter of the same size and budget: the imagined explanation adds no information in theory.
         control = imagine.train("same_capacity", "invert_explained")
         found.append(imagine.attack("same_capacity", control, kind="control"))
         if "two_stage" in settings.modes:
@@ -199,8 +208,15 @@ class _SurrogateTraining:
 
     def attack(self, role: str, trained: Finished, kind: Any = "attack") -> Attack:
         """What scoring does with it: the victims' predictions are all that it reads."""
-        title = f"{self.settings.inverter}, imagined {self.method}"
-        return Attack(id=f"surrogate_{role}:{self.method}", kind=kind, inverter=title, folder=trained.folder)
+        control = kind == "control"
+        return Attack(
+            id=f"surrogate_{role}:{self.method}",
+            kind=kind,
+            inverter=self.settings.inverter,
+            folder=trained.folder,
+            title=f"{'Untaught' if control else 'Imagined'} {METHODS[self.method].title} ({TITLES[role]})",
+            baseline="" if control else f"surrogate_same_capacity:{self.method}",
+        )
 
 
 def _classes(releases: Finished) -> int:

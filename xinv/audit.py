@@ -30,7 +30,7 @@ from xinv.data.build import build_images
 from xinv.data.shards import Index, people
 from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
-from xinv.leak.score import ORIGINALS, Attack, Scorer, save_samples, table, with_controls
+from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
 from xinv.parallel import WorkerSettings, disconnect, map_tasks
 from xinv.progress import Progress, silent
@@ -103,7 +103,10 @@ class _Audit:
             return {}
         self._check_methods(images)
         target = self.classifier("target", self.config.target, images, self.config.seed + 1)
-        evaluator = self.classifier("evaluator", self.config.evaluator, images, self.config.seed + 2)
+        evaluators = {
+            name: self.classifier("evaluator", part, images, self.config.seed + 2)
+            for name, part in self.config.evaluators.items()
+        }
         if until == "target":
             return {}
         releases = self.explain("releases", images, target, self.config.release)
@@ -112,7 +115,7 @@ class _Audit:
         attacks = [*inverters(self, images, releases), *surrogate_attacks(self, images, releases)]
         if until == "inverters":
             return {}
-        scored = self.scores(images, releases, evaluator, target, attacks)
+        scored = self.scores(images, releases, evaluators, target, attacks)
         scores: dict[str, Any] = read_json(scored.folder / "scores.json")
         if until == "report":
             self.report(scored)
@@ -242,7 +245,12 @@ class _Audit:
         return self.group.train(job, progress, note).model_dump(mode="json")
 
     def scores(
-        self, images: Finished, releases: Finished, evaluator: Finished, target: Finished, attacks: list[Attack]
+        self,
+        images: Finished,
+        releases: Finished,
+        evaluators: dict[str, Finished],
+        target: Finished,
+        attacks: list[Attack],
     ) -> Finished:
         """Every attack on the victims, once."""
         everything = with_controls(attacks, self.config.attack.controls)
@@ -251,9 +259,9 @@ class _Audit:
             "audit": self.config.name,
             "settings": self.config.score.model_dump(mode="json"),
             "seed": self.config.seed,
-            "evaluator": evaluator.id,
+            "evaluators": {name: evaluator.id for name, evaluator in evaluators.items()},
             "releases": releases.id,
-            "attacks": [[one.id, one.folder.name if one.folder else None] for one in everything],
+            "attacks": [_described_attack(one) for one in everything],
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, str]:
@@ -264,7 +272,7 @@ class _Audit:
                 Scorer,
                 images.folder.resolve(),
                 releases.folder.resolve(),
-                evaluator.folder.resolve(),
+                {name: evaluator.folder.resolve() for name, evaluator in evaluators.items()},
                 self.config.score,
                 self.config.seed,
                 load_classifier,
@@ -273,14 +281,14 @@ class _Audit:
             tasks = [asked, *(_absolute(one) for one in everything)]
             log = self.config.folder / "log.txt"
             found = map_tasks(factory, tasks, settings=self.config.workers, log=log, progress=progress)
-            results: dict[str, Any] = {task.id: result for task, result in zip(tasks, found, strict=True)}
+            results = by_attack(tasks, found)
             results[ORIGINALS]["classes"] = classes
             baseline = everything[0].id
             scores = {
                 "schema": 1,
                 "audit": self.config.name,
                 "data": self._described(images),
-                "provenance": self._provenance(images, releases, target, evaluator),
+                "provenance": self._provenance(images, releases, target, *evaluators.values()),
                 **table(everything, results, baseline, self.config.score, self.config.seed),
             }
             save_samples(folder, everything, results)
@@ -352,6 +360,12 @@ class _Audit:
                         stream, "PNG"
                     )
                     self.tracker.picture(name, stream.getvalue(), step=0)
+
+
+def _described_attack(attack: Attack) -> dict[str, Any]:
+    """An attack as part of an identity: its network by the name of its stage, wherever that lies."""
+    folder = attack.folder.name if attack.folder else None
+    return {**attack.model_dump(mode="json", exclude={"folder"}), "network": folder}
 
 
 def _absolute(attack: Attack) -> Attack:

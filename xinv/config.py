@@ -76,6 +76,7 @@ class AttackSettings(BaseModel):
         default_factory=dict, description="inverter designs of the user's own, by name"
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    seeds: int = Field(1, ge=1, le=100, description="trainings of every inverter, from different initial weights")
     surrogate: SurrogateSettings | None = Field(
         None, description="also attack as if the target explained nothing; null: do not"
     )
@@ -108,9 +109,11 @@ class AuditConfig(BaseModel):
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
     data: DataSettings
     target: ClassifierPart = Field(default_factory=ClassifierPart, description="the network under audit")
-    evaluator: EvaluatorPart = Field(
-        default_factory=lambda: EvaluatorPart(network=ClassifierSettings(network="residual")),
-        description="judges reconstructions; trained on the gallery, never seen by the attacker",
+    evaluators: dict[str, EvaluatorPart] = Field(
+        default_factory=lambda: {"residual": EvaluatorPart(network=ClassifierSettings(network="residual"))},
+        min_length=1,
+        description="judges of reconstructions by name, trained on the gallery, never seen by the attacker; the first "
+        "gives the headline figures, another of another architecture says how much they depend on the judge",
     )
     release: ReleaseSettings = Field(default_factory=ReleaseSettings, description="what the target gives out")
     attack: AttackSettings = Field(default_factory=AttackSettings, description="who reconstructs from it")
@@ -130,10 +133,11 @@ class AuditConfig(BaseModel):
                     raise ValueError(
                         f"attack.releases names {name!r}, which release.methods does not hold; add it there"
                     )
-        if self.evaluator.predicts == "identity" and self.data.split.disjoint != "identity":
+        people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
+        if people and self.data.split.disjoint != "identity":
             raise ValueError(
-                "evaluator.predicts: identity needs data.split.disjoint: identity, which puts other images of victims "
-                "into the gallery"
+                f"evaluators.{people[0]}.predicts: identity needs data.split.disjoint: identity, which puts other "
+                "images of victims into the gallery"
             )
         return self
 

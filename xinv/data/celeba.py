@@ -72,7 +72,7 @@ def open_celeba(settings: CelebaSettings) -> Source:
         )
     pictures = open_pictures(place)
     tables = _Tables.read(folder)
-    names = {PurePosixPath(name).name: name for name in pictures.stamps}
+    names = {name.rpartition("/")[2]: name for name in pictures.stamps}
     return _source(settings, pictures, names, tables, tables.identity, [])
 
 
@@ -159,7 +159,7 @@ def _source(
         labels = [tables.bits[name][column] for name in kept]
     records = tuple(
         Record(
-            PurePosixPath(name).stem,
+            name.rpartition(".")[0],
             label,
             tables.identity[name],
             dict(zip(tables.attribute_names, tables.bits[name], strict=True)),

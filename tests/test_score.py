@@ -1,0 +1,193 @@
+"""Scoring end to end on a handful of images and untrained networks; and that nothing else reads the victims."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, write_set
+
+import xinv
+from xinv.data.loader import Reader
+from xinv.data.shards import Index, read_shard
+from xinv.errors import InputError
+from xinv.leak.score import ORIGINALS, Attack, Scorer, ScoreSettings, by_attack, save_samples, table, with_controls
+from xinv.nets.classifier import ClassifierSettings
+from xinv.nets.inverter import PRESETS
+from xinv.train.weights import (
+    WEIGHTS,
+    ClassifierSpec,
+    InverterSpec,
+    load_classifier,
+    load_inverter,
+    save_spec,
+    save_weights,
+)
+
+SETTINGS = ScoreSettings(resamples=100, batch_size=4, pictures=3)
+
+
+def saved(folder: Path, spec: ClassifierSpec | InverterSpec, seed: int) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir()
+    save_spec(folder, spec)
+    save_weights(folder / WEIGHTS, spec.build().state_dict())
+    return folder
+
+
+def classifier(folder: Path, network: str = "residual", seed: int = 0, identities: tuple[str, ...] = ()) -> Path:
+    settings = ClassifierSettings(network=network, width=4)
+    classes = len(identities) or 4
+    spec = ClassifierSpec(settings=settings, channels=1, size=SIZE, classes=classes, identities=identities)
+    return saved(folder, spec, seed)
+
+
+def inverter(folder: Path, methods: tuple[str, ...], seed: int = 0) -> Path:
+    design = PRESETS["flatten" if methods else "prediction_only"]
+    maps = tuple((1, SIZE, SIZE) for _ in methods)
+    return saved(
+        folder, InverterSpec(design=design, channels=1, size=SIZE, classes=4, methods=methods, maps=maps), seed
+    )
+
+
+def attacks(folder: Path) -> list[Attack]:
+    return [
+        Attack(id="prediction_only", kind="attack", folder=inverter(folder / "alone", ())),
+        Attack(
+            id="flatten:gradient",
+            kind="attack",
+            folder=inverter(folder / "explained", ("gradient",)),
+            methods=("gradient",),
+        ),
+    ]
+
+
+def audited(
+    images: Path, releases: Path, evaluators: Path | dict[str, Path], wanted: list[Attack]
+) -> tuple[dict[str, dict], dict]:
+    scorer = Scorer(images, releases, evaluators, SETTINGS, 0, load_classifier, load_inverter)
+    tasks = [Attack(id=ORIGINALS, kind="originals", methods=("gradient",)), *wanted]
+    results = by_attack(tasks, [scorer(task) for task in tasks])
+    results[ORIGINALS]["classes"] = 4
+    return results, table(wanted, results, wanted[0].id, SETTINGS, 0)
+
+
+def test_one_evaluator_scores_as_ever(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:
+    wanted = with_controls(attacks(tmp_path), ["mean_image", "other_image"])
+    results, scores = audited(tiny_images, tiny_releases, classifier(tmp_path / "evaluator"), wanted)
+    names = {"mse", "psnr", "ssim", "embedding_similarity", "attack_accuracy_top1"}
+    assert all(set(row["metrics"]) == names and "agreement" not in row for row in scores["rows"])
+    assert [one["name"] for one in scores["evaluators"]] == ["evaluator"] and "reidentification" not in scores
+    reader = Reader(tiny_images, "victim", tiny_releases, ("gradient",), purpose="score")
+    network = load_inverter(wanted[1].folder)
+    errors = []
+    for batch in reader.once(5):
+        with torch.no_grad():
+            found_BCHW = network(batch.prediction_BK, list(batch.maps.values())).clamp(0, 1)
+        errors += (found_BCHW - batch.image_BCHW).square().flatten(1).mean(1).tolist()
+    np.testing.assert_allclose(results["flatten:gradient"]["metrics"]["mse"], errors, rtol=1e-5)
+    save_samples(tmp_path, wanted, results)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as samples:
+        assert samples["mean_image/mse"].shape == (11,)
+
+
+def test_two_evaluators(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:
+    folders = {"residual": classifier(tmp_path / "one"), "cnn": classifier(tmp_path / "two", "cnn", 1)}
+    wanted = attacks(tmp_path)
+    results, scores = audited(tiny_images, tiny_releases, folders, wanted)
+    alone, _ = audited(tiny_images, tiny_releases, folders["cnn"], wanted)
+    for attack in wanted:
+        found, expected = results[attack.id]["metrics"], alone[attack.id]["metrics"]
+        for name in ("embedding_similarity", "attack_accuracy_top1"):
+            np.testing.assert_allclose(found[f"{name}:cnn"], expected[name], rtol=1e-6)
+        both = found["attack_accuracy_top1"] * found["attack_accuracy_top1:cnn"]
+        np.testing.assert_array_equal(results[attack.id]["agreement"]["all_right"], both)
+    assert all(set(row["agreement"]) == {"all_right", "same_guess"} for row in scores["rows"])
+
+
+@pytest.fixture(scope="module")
+def people_images(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny images with identities that victims share with the gallery, six of them, as the set says it promises."""
+    folder = tmp_path_factory.mktemp("people") / "images"
+    index = Index.load(tiny_images)
+    samples = {
+        partition: [
+            sample for number in range(len(entries)) for sample in read_shard(tiny_images, index, partition, number)
+        ]
+        for partition, entries in index.partitions.items()
+    }
+    for partition in ("victim", "gallery", "gallery_validation"):
+        for number, sample in enumerate(samples[partition]):
+            sample["json"]["identity"] = f"person {number % 6}"
+    written = write_set(folder, "images", samples, index.label_names)
+    written.model_copy(update={"made_by": {"disjoint": "identity"}}).save(folder)
+    return folder
+
+
+def test_people_are_searched_where_the_set_promises_them(
+    people_images: Path, tiny_releases: Path, tmp_path: Path
+) -> None:
+    names = tuple(f"person {number}" for number in range(6))
+    folders = {
+        "residual": classifier(tmp_path / "one", identities=names),
+        "cnn": classifier(tmp_path / "two", "cnn", 1),
+    }
+    wanted = with_controls(attacks(tmp_path), ["mean_image"])
+    results, scores = audited(people_images, tiny_releases, folders, wanted)
+    for row in scores["rows"]:
+        assert {"reidentification_rank1", "reidentification_rank1:cnn"} <= set(row["metrics"])
+        assert "reidentification_rank5" not in row["metrics"]  # five of six people
+    assert scores["reidentification"]["identities"] == 6 and scores["reidentification"]["gallery_images"] == 17
+    assert scores["reidentification"]["impostor_pairs"] == 11 * 5
+    assert scores["evaluators"][0]["predicts"] == "identity" and scores["evaluators"][0]["chance"] == 1 / 6
+    assert set(results["mean_image"]["agreement"]) == {"all_right"}
+    # The mean image is the same probe for everybody: one person is found, the others never.
+    found = results["mean_image"]["metrics"]["reidentification_rank1"]
+    identity = np.array(results[ORIGINALS]["identity"])
+    assert len(set(identity[found == 1])) == 1 and (found == (identity == identity[found == 1][0])).all()
+
+
+def test_victims_outside_the_gallery_are_an_error(people_images: Path, tiny_releases: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(people_images, tmp_path / "images"))
+    index = Index.load(folder)
+    index.model_copy(update={"partitions": {**index.partitions, "gallery": index.partitions["gallery"][:1]}}).save(
+        folder
+    )
+    scorer = Scorer(folder, tiny_releases, classifier(tmp_path / "one"), SETTINGS, 0, load_classifier, load_inverter)
+    with pytest.raises(InputError, match="'person 5', show nobody of the gallery's 5 people"):
+        scorer(attacks(tmp_path)[0])
+
+
+# --- who may read the victims ----------------------------------------------------------------------------------------
+
+
+def nodes() -> list[tuple[str, ast.AST]]:
+    """Every piece of code of the package, with its file."""
+    root = Path(xinv.__file__).parent
+    return [
+        (str(path.relative_to(root)), node)
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+    ]
+
+
+def test_nothing_but_scoring_opens_the_victims() -> None:
+    """`Reader` refuses them without purpose="score"; this holds the package to saying so in one place."""
+    sayers = {
+        file
+        for file, node in nodes()
+        if (isinstance(node, ast.keyword) and node.arg == "purpose")
+        or (isinstance(node, ast.Constant) and node.value == "purpose")
+    }
+    assert sayers == {"leak/score.py"}
+
+
+def test_shards_are_read_past_the_reader_by_precomputation_and_the_data_room_alone() -> None:
+    callers = {
+        file
+        for file, node in nodes()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "read_shard"
+    }
+    assert {file for file in callers if not file.startswith("data/")} == {"release/precompute.py"}
