@@ -165,7 +165,7 @@ def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
         "name=more",
         "release.methods=[gradient]",
         "attack.seeds=2",
-        "attack.controls=[]",
+        "attack.controls=[ridge]",
         "evaluators.plain={network: {network: cnn, width: 4}, training: {epochs: 2}}",
         "attack.surrogate={network: {width: 4}, training: {epochs: 3}, methods: [grad_cam]}",
     )
@@ -173,7 +173,7 @@ def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
     scores = scores_of(runs, "more")
     rows = {row["attack"]: row for row in scores["rows"]}
     surrogate = [f"surrogate_{role}:grad_cam" for role in ("same_capacity", "two_stage", "joint")]
-    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate]
+    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate, "ridge:gradient"]
     assert rows["flatten_unet:gradient"]["seeds"] == 2
     assert [rows[name]["kind"] for name in surrogate] == ["control", "attack", "attack"]
     assert all(rows[name]["released_bytes"] == 40 for name in surrogate), "they read the prediction alone"

@@ -115,9 +115,7 @@ def test_a_label_file_that_is_no_text(tmp_path):
 
 def test_an_unknown_attribute_is_answered_with_the_nearest(tmp_path):
     celeba_folder(tmp_path)
-    with pytest.raises(
-        InputError, match=r"no attribute 'smiles'; the nearest are Smiling.*Known: identity, Smi"
-    ):
+    with pytest.raises(InputError, match=r"no attribute 'smiles'; the nearest are Smiling.*Known: identity, Smi"):
         opened(tmp_path, label="smiles")
     with pytest.raises(InputError, match="no attribute 'xyz'; none is alike"):
         opened(tmp_path, label="xyz")
@@ -132,6 +130,12 @@ def test_pictures_without_labels_and_labels_without_pictures(tmp_path):
     picture(folder / "000009.jpg")
     with pytest.raises(InputError, match=r"000009\.jpg has no label"):
         opened(tmp_path, subset=True)
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    picture(celeba_folder(tmp_path) / "img_align_celeba" / "more" / "000002.jpg")
+    with pytest.raises(InputError, match=r"more/000002\.jpg and .* have one name"):
+        opened(tmp_path)
 
 
 def test_a_damaged_picture_is_named_when_it_is_read(tmp_path):

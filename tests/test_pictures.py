@@ -65,6 +65,12 @@ def test_places_without_pictures(tmp_path):
         open_pictures(tmp_path / "set.zip")
 
 
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(InputError, match=r"1\.png is a link to a file that is not there"):
+        open_pictures(tmp_path)
+
+
 def test_a_picture_that_vanished_is_named(tmp_path):
     path = picture(tmp_path / "1.png")
     pictures = open_pictures(tmp_path)

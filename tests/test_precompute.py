@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xinv.data.loader import Reader
 from xinv.data.shards import Index, read_shard, shard_path, verify
 from xinv.errors import InputError, WorkError
 from xinv.files import sha256_of
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
+from xinv.release.formats import FormatSettings, decode, released_bytes
+from xinv.release.formats import release as formatted
 from xinv.release.methods import METHODS
+from xinv.release.passes import Pass
 from xinv.release.precompute import Explainer, ReleaseSettings, all_tasks, entry_path, finish, precompute
 
 SETTINGS = ReleaseSettings(methods=("gradient", "grad_cam"), batch_size=3)
@@ -103,7 +106,9 @@ def test_the_index_says_what_there_is_and_what_made_it(tiny_images: Path, target
     }
     assert all(schema.units for schema in index.fields.values())
     assert index.made_by["methods"] == ["gradient", "grad_cam"]
-    assert index.made_by["class"] == "predicted"
+    assert index.made_by["classes"] == 1
+    assert index.made_by["format"] == {"name": "raw"}
+    assert index.made_by["bytes_per_image"] == {"gradient": 4 * 16 * 16, "grad_cam": 4 * 8 * 8}
     assert {"images", "target", "torch", "captum"} <= index.made_by.keys()
     assert index.made_by["nonfinite"] == {}
     assert verify(out) == []
@@ -219,24 +224,104 @@ def test_progress_counts_shards_with_those_already_there(tiny_images: Path, targ
 
 
 def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    maps = []
+    maps, methods = [], tuple(name for name in METHODS if name != "attention_rollout")
     for size in (1, 64):
         out = tmp_path / f"out{size}"
-        make(tiny_images, target, out, ReleaseSettings(methods=tuple(METHODS), batch_size=size))
-        maps.append(read_shard(out, Index.load(out), "victim", 0))
+        explainer = Explainer(target, tiny_images, out, ReleaseSettings(methods=methods, batch_size=size), load)
+        maps.append(explainer._explained(("victim", 0))[0])
     for one, other in zip(*maps, strict=True):
-        for name in METHODS:
+        for name in methods:
             np.testing.assert_allclose(one[f"{name}.npy"], other[f"{name}.npy"], rtol=1e-3, atol=1e-6)
+
+
+FORMATS = [
+    FormatSettings(name="minmax", absolute=True),
+    FormatSettings(name="uint8"),
+    FormatSettings(name="bits", bits=3),
+    FormatSettings(name="bits", bits=12),
+    FormatSettings(name="top_k", share=0.2),
+    FormatSettings(name="down_sample", factor=3),
+    FormatSettings(name="heat_map"),
+]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: f"{form.name}{form.bits}")
+def test_formats_change_the_maps_and_nothing_else(
+    tiny_images: Path, target: Path, tmp_path: Path, form: FormatSettings
+) -> None:
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    make(tiny_images, target, plain)
+    make(tiny_images, target, out, SETTINGS.model_copy(update={"format": form}))
+    index, shard = Index.load(out), ("attack", 1)
+    for before, after in zip(read_shard(plain, Index.load(plain), *shard), read_shard(out, index, *shard), strict=True):
+        assert before["__key__"] == after["__key__"]
+        assert np.array_equal(before["prediction.npy"], after["prediction.npy"])
+        for name in ("gradient.npy", "grad_cam.npy"):
+            expected = formatted(form, before[name][None])[0]
+            assert after[name].dtype == expected.dtype
+            np.testing.assert_array_equal(after[name], expected)
+            assert index.fields[name].dtype == expected.dtype.name
+            assert index.fields[name].units != Index.load(plain).fields[name].units
+    # What a reader makes of them is what the format says an attacker sees.
+    batch = next(iter(Reader(tiny_images, "attack", out, ("gradient", "grad_cam")).once(23)))
+    samples = [sample for number in range(5) for sample in read_shard(out, index, "attack", number)]
+    for name, map_BMHW in batch.maps.items():
+        assert map_BMHW.dtype == torch.float32
+        np.testing.assert_array_equal(map_BMHW.numpy(), decode(np.stack([sample[f"{name}.npy"] for sample in samples])))
+    assert verify(out) == []
+    with pytest.raises(InputError, match="holds another set"):
+        make(tiny_images, target, out)
+
+
+def test_smaller_formats_make_smaller_shards_and_fewer_bytes(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    sizes, counted = {}, {}
+    for name in ("raw", "uint8"):
+        settings = ReleaseSettings(methods=("gradient", "grad_cam"), format=FormatSettings(name=name))
+        make(tiny_images, target, tmp_path / name, settings)
+        index = Index.load(tmp_path / name)
+        sizes[name] = sum(entry.bytes for entry in index.entries("attack"))
+        counted[name] = [released_bytes(index, methods) for methods in ((), ("gradient",), ("gradient", "grad_cam"))]
+    assert sizes["uint8"] < sizes["raw"] - 23 * 3 * 256  # three bytes a pixel of each of 23 gradients, at least
+    assert counted == {"raw": [16, 16 + 1024, 16 + 1024 + 256], "uint8": [16, 16 + 256, 16 + 256 + 64]}
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(2, 2), ("all", 4)])
+def test_several_classes_are_released_together(
+    tiny_images: Path, target: Path, tmp_path: Path, classes: Any, channels: int
+) -> None:
+    out, methods = tmp_path / "out", ("gradient", "grad_cam", "sigma_cam", "lrp_zplus")
+    make(tiny_images, target, out, ReleaseSettings(methods=methods, classes=classes))
+    index, model = Index.load(out), load(target).eval()
+    shapes = {name: index.fields[f"{name}.npy"].shape for name in methods}
+    assert shapes == {
+        "gradient": (channels, 16, 16), "grad_cam": (channels, 8, 8), "sigma_cam": (4, 8, 8),
+        "lrp_zplus": (channels, 16, 16),
+    }  # fmt: skip
+    original = read_shard(tiny_images, Index.load(tiny_images), "victim", 0)[0]
+    released = read_shard(out, index, "victim", 0)[0]
+    image_BCHW = torch.from_numpy(original["png"]).permute(2, 0, 1)[None].float() / 255
+    order = range(4) if classes == "all" else np.argsort(-released["prediction.npy"])[:2].tolist()
+    for name in ("gradient", "lrp_zplus"):
+        alone = [METHODS[name].explain(model, image_BCHW, torch.tensor([k]))[0] for k in order]
+        torch.testing.assert_close(torch.from_numpy(released[f"{name}.npy"]), torch.cat(alone), rtol=1e-4, atol=1e-7)
+
+
+def test_more_classes_than_labels_are_refused_before_any_work(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"release\.classes is 5, but there are 4 labels"):
+        make(tiny_images, target, tmp_path / "out", ReleaseSettings(classes=5))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="greater than 0"):
+        ReleaseSettings(classes=0)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let the gradient of the first image of every batch hold `values`."""
     plain = METHODS["gradient"]
 
-    def attribute(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-        map_BMHW = plain.attribute(model, image_BCHW, class_B)
-        map_BMHW[0, 0, 0, : len(values)] = torch.tensor(values)
-        return map_BMHW
+    def attribute(explained: Pass) -> Tensor:
+        map_NBMHW = plain.attribute(explained)
+        map_NBMHW[0, 0, 0, 0, : len(values)] = torch.tensor(values)
+        return map_NBMHW
 
     monkeypatch.setitem(METHODS, "gradient", dataclasses.replace(plain, attribute=attribute))
 

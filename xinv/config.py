@@ -80,8 +80,10 @@ class AttackSettings(BaseModel):
     surrogate: SurrogateSettings | None = Field(
         None, description="also attack as if the target explained nothing; null: do not"
     )
-    controls: tuple[Literal["mean_image", "other_image"], ...] = Field(
-        ("mean_image", "other_image"), description="attacks that ought to fail"
+    controls: tuple[Literal["mean_image", "other_image", "ridge"], ...] = Field(
+        ("mean_image", "other_image"),
+        description="attacks to compare with: the mean image, and the explanation of another image, ought to fail; "
+        "ridge regression, solved in closed form, is the floor that a network must beat",
     )
 
     @model_validator(mode="after")

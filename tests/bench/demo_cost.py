@@ -3,7 +3,7 @@
     python tests/bench/demo_cost.py            # runs the demo in a temporary folder, prints one JSON object
 
 Memory is the sum of the proportional set sizes (PSS: shared pages counted once) of the command and all its descendants,
-sampled five times a second. Ray's daemons are started by the command, so they are among them.
+Memory is the sum of the proportional set sizes (PSS: shared pages counted once) of the command and its descendants,
 """
 
 import json
@@ -32,7 +32,7 @@ def pss(process: psutil.Process) -> int:
 
 def watch(pid: int, peak: dict[str, float], stop: threading.Event) -> None:
     root = psutil.Process(pid)
-    while not stop.wait(0.2):
+    while not stop.wait(1.0):
         try:
             family = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:

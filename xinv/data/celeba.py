@@ -72,7 +72,11 @@ def open_celeba(settings: CelebaSettings) -> Source:
         )
     pictures = open_pictures(place)
     tables = _Tables.read(folder)
-    names = {name.rpartition("/")[2]: name for name in pictures.stamps}
+    names: dict[str, str] = {}
+    for name in pictures.stamps:
+        other = names.setdefault(name.rpartition("/")[2], name)
+        if other != name:
+            raise InputError(f"{pictures.where(name)} and {pictures.where(other)} have one name; keep one of them.")
     return _source(settings, pictures, names, tables, tables.identity, [])
 
 

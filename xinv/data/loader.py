@@ -45,7 +45,7 @@ class Batch:
     image_BCHW: torch.Tensor  # float32 in [0, 1]
     label_B: torch.Tensor  # int64
     prediction_BK: torch.Tensor | None  # float32 logits; None when no releases are read
-    maps: dict[str, torch.Tensor]  # method -> map_BMHW float32
+    maps: dict[str, torch.Tensor]  # method -> map_BMHW float32; in [0, 1] where the release format stores codes
     weight_B: torch.Tensor  # float32, 0 or 1
     samples: int  # in the global batch
     cursor: int  # after the global batch
@@ -114,6 +114,13 @@ class _Rows:
     @property
     def bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
+
+
+def as_float(stored: torch.Tensor) -> torch.Tensor:
+    """What was stored as float32: pixels and other unsigned codes in [0, 1], floats as they are."""
+    if stored.dtype in (torch.uint8, torch.uint16):
+        return stored.to(torch.float32).div_(torch.iinfo(stored.dtype).max)
+    return stored.to(torch.float32)
 
 
 class Reader:
@@ -262,11 +269,11 @@ class Reader:
                 array[here] = rows.arrays[name][at]
             for place, row in zip(here.tolist(), at, strict=True):
                 key[place], identity[place] = rows.key[row], rows.identity[row]
-        tensors = {name: torch.from_numpy(array).to(torch.float32) for name, array in arrays.items()}
+        tensors = {name: as_float(torch.from_numpy(array)) for name, array in arrays.items()}
         return Batch(
             key=key,
             identity=identity,
-            image_BCHW=tensors["png"].div_(255),
+            image_BCHW=tensors["png"],
             label_B=torch.from_numpy(label_B),
             prediction_BK=tensors.get("prediction.npy"),
             maps={method: tensors[f"{method}.npy"] for method in self.methods},

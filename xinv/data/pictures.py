@@ -106,7 +106,10 @@ def _folder(place: Path) -> Iterator[tuple[str, str]]:
                 if entry.is_dir():
                     waiting.append((f"{prefix}{entry.name}/", entry.path))
                 elif entry.name.lower().endswith(SUFFIXES):
-                    yield prefix + entry.name, str(entry.stat().st_size)
+                    try:
+                        yield prefix + entry.name, str(entry.stat().st_size)
+                    except FileNotFoundError:
+                        raise InputError(f"{entry.path} is a link to a file that is not there; remove it.") from None
 
 
 def _file(path: Path) -> bytes:

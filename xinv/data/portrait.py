@@ -165,9 +165,7 @@ def pen_mouth(pen: Pen, head: Head) -> None:
     pen.fill(place(np.concatenate([low, lower[::-1]])), ink(person.lips))
     if inner_low - inner_top > 0.02:
         pen.fill(place(np.concatenate([top, low[::-1]])), (70, 24, 26))
-        teeth = arc(
-            -wide * 0.82, wide * 0.82, level + 0.1 * sag, inner_top + (0.7 if smile else 0.22) * (inner_low - inner_top)
-        )
+        teeth = (top + (0.7 if smile else 0.35) * (low - top))[3:-3]
         pen.fill(place(np.concatenate([top[3:-3], teeth[::-1]])), (242, 238, 230))
         if gasp:
             tongue = arc(-wide * 0.6, wide * 0.6, level + 0.6 * inner_low, 0.4 * inner_low)

@@ -56,6 +56,6 @@ def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[At
         found += [
             one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
             for one in attacks
-            if one.methods
+            if one.methods and one.kind == "attack"
         ]
     return [*attacks, *found]

@@ -172,9 +172,13 @@ class _Tables:
         """What is known of every evaluator, its accuracy on the originals being the ceiling of attack accuracy."""
         found = []
         for one in self.originals["evaluators"]:
-            right = self.originals["metrics"][f"attack_accuracy_top1{one['suffix']}"]
+            own = self.originals["metrics"]
+            right = own[f"attack_accuracy_top1{one['suffix']}"]
             accuracy = self.interval(right, (0.0, 1.0))
             found.append({**one, "chance": 1.0 / one["classes"], "accuracy_on_originals": accuracy})
+            if f"attack_accuracy_top5{one['suffix']}" in own:
+                among_five = self.interval(own[f"attack_accuracy_top5{one['suffix']}"], (0.0, 1.0))
+                found[-1]["top5_accuracy_on_originals"] = among_five
         if self.originals["agreement"]:
             found[0]["agreement_on_originals"] = self.agreement(self.originals["agreement"])
         return found

@@ -1,4 +1,4 @@
-"""Classifiers: the target under audit (`cnn`) and the evaluator's other architecture (`residual`).
+"""Classifiers: targets under audit (`cnn`, `vit`, `gnime_cnn`) and the evaluator's other architecture (`residual`).
 
 Axes in tensor names: B batch, C image channels, H height, W width, K classes, D embedding.
 """
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from xinv.errors import InputError
 from xinv.nets.blocks import ResidualBlock, make_activation, make_norm
+from xinv.nets.vit import ClassToken, PatchMap, PatchTokens, SelfAttention, TransformerBlock
 
 CAM_SIZE = 14  # halving goes on while a map is at least this large, so that the last one is 7x7 to 13x13
 MAX_FACTOR = 8  # no layer is wider than this many times the first
+VIT_BLOCKS = 4
+GNIME_LARGE = 64  # px from which GNIME's CNN has a third convolution, and dropout
 
 
 class ClassifierSettings(BaseModel):
@@ -21,16 +24,23 @@ class ClassifierSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: Literal["cnn", "residual"] = Field(
+    network: Literal["cnn", "residual", "vit", "gnime_cnn"] = Field(
         "cnn",
-        description="cnn: convolution, ReLU, pooling and a linear head, every explanation works on it. "
-        "residual: GroupNorm, GELU and skip connections; gradients and Grad-CAM work on it, LRP does not.",
+        description="cnn: convolution, ReLU, pooling and a linear head, every explanation but those of attention works "
+        "on it. residual: GroupNorm, GELU and skip connections; gradients and CAMs work on it, LRP does not. vit: a "
+        "small vision transformer; as residual, and attention rollout. gnime_cnn: the target of GNIME at width 32.",
     )
-    width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution; doubles with every halving.")
+    width: int = Field(
+        32,
+        ge=4,
+        le=1024,
+        description="Channels of the first convolution; doubles with every halving. vit: a quarter of a token's width; "
+        "gnime_cnn: a quarter of the first convolution's.",
+    )
 
 
 class Classifier(nn.Module):
-    """A network with a named last convolution and a penultimate embedding; `build_classifier` makes the two kinds.
+    """A network with a named last convolution and a penultimate embedding; `build_classifier` makes all kinds.
 
     Images are float32 in [0, 1], shape (B, C, H, W); logits are raw scores, shape (B, K).
     """
@@ -44,8 +54,16 @@ class Classifier(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The module whose output is the last convolutional activation map (8x8 for a 32 px image)."""
+        """The module whose output is the last convolutional activation map (8x8 for a 32 px image).
+
+        Of a `vit`, the patches' tokens before the last block, as a map.
+        """
         return self.get_submodule(self.cam_name)
+
+    @property
+    def attention_layers(self) -> tuple[nn.Module, ...]:
+        """The modules whose outputs are attention weights (B, heads, T, T), in order; none but in a `vit`."""
+        return tuple(module.weights for module in self.modules() if isinstance(module, SelfAttention))
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """The penultimate layer's activations, shape (B, D): what the head classifies."""
@@ -108,4 +126,30 @@ def _residual(width: int, channels: int, size: int, classes: int) -> Classifier:
     return Classifier(nn.Sequential(*layers), nn.Identity(), nn.Linear(widths[-1], classes), cam_name)
 
 
-NETWORKS = {"cnn": _cnn, "residual": _residual}
+def _vit(width: int, channels: int, size: int, classes: int) -> Classifier:
+    # As many patches along a side as the other networks have places in their last map, one more where they cut.
+    token = 4 * width
+    tokens = PatchTokens(channels, size, size // level_sizes(size)[-1], token)
+    blocks = [TransformerBlock(token) for _ in range(VIT_BLOCKS)]
+    features = nn.Sequential(tokens, *blocks[:-1], PatchMap(tokens.side), blocks[-1], ClassToken(token))
+    return Classifier(features, nn.Identity(), nn.Linear(token, classes), f"features.{VIT_BLOCKS}.grid")
+
+
+def _gnime_cnn(width: int, channels: int, size: int, classes: int) -> Classifier:
+    """The target of GNIME (facts from its public code): 128 and 256 channels and a dense layer of 512.
+
+    Its CelebA target, for 128 px, has a third convolution of 512 channels, and dropout around the dense layer.
+    """
+    large = size >= GNIME_LARGE
+    layers: list[nn.Module] = []
+    fan_in = channels
+    for factor in (4, 8, 16) if large else (4, 8):
+        layers += [nn.Conv2d(fan_in, factor * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        fan_in, size = factor * width, size // 2
+    cam_name = f"features.{len(layers) - 2}"
+    dense: list[nn.Module] = [nn.Linear(fan_in * size**2, 16 * width), nn.ReLU()]
+    embedding = nn.Sequential(nn.Dropout(0.5), *dense, nn.Dropout(0.5)) if large else nn.Sequential(*dense)
+    return Classifier(nn.Sequential(*layers), embedding, nn.Linear(16 * width, classes), cam_name)
+
+
+NETWORKS = {"cnn": _cnn, "residual": _residual, "vit": _vit, "gnime_cnn": _gnime_cnn}

@@ -1,37 +1,31 @@
-"""Explanation methods: which pixels made the network give the class its score. The algorithms are captum's.
+"""Explanation methods: which pixels made the network give a class its score. This file is their table.
 
-Axes in tensor names: B batch, C image channels, M map channels, H height and W width of the image, h and w of a map.
+Axes in tensor names: N explained classes of each image, B batch, C image channels, M map channels, H height, W width
+of the image, h and w of a map, K all classes.
 
 Every map is a function of its own image alone: a batch explained together equals its images explained one by one.
-captum is imported where it is used: it brings matplotlib along, and a config only asks for the names.
+The algorithms are captum's where it has them; gradients and class activation maps are read off one forward and backward
+pass that they share, which captum cannot do, and tests hold them to captum's values. captum is imported where it is
+used: it brings matplotlib along, and a config only asks for the names.
 """
 
-import copy
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from xinv.errors import InputError
+from xinv.release import attention, cams, gradients, perturbation, relevance
+from xinv.release.passes import Chunks, Classes, Pass
 
 Shape = tuple[int, int, int]
 """Of one image: channels, height, width."""
 
-LRP_EPSILON = 0.25
-"""In units of pre-activations. Towards 0, LRP of a ReLU network becomes gradient * input (Ancona et al., ICLR 2018)."""
-
-EPSILON_LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
-EPSILON_PASSING = (nn.ReLU, nn.Dropout, nn.Tanh)
-# The z+ rule divides by sums of positive weights times inputs, so inputs must not be negative (no tanh), and a batch
-# normalisation has no positive part to keep.
-ZPLUS_LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-ZPLUS_PASSING = (nn.ReLU, nn.Dropout)
-WEIGHTED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
-
-RESHAPES = ("flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "contiguous")
-"""Functions that relevance passes through unchanged because they only rearrange."""
+ANY = "every differentiable network"
+ANY_BLACK_BOX = "every network, as a black box"
+CAM = "networks with a cam_layer that gives maps"
+LRP = "linear and convolution layers, poolings, ReLU and dropout modules, each used once, reshaping between them"
 
 
 @dataclass(frozen=True)
@@ -41,10 +35,16 @@ class Method:
     name: str
     title: str
     signed: bool  # whether one map can hold values of both signs
-    passes: str  # cost of one batch
+    shape: str  # of one map: C, H, W of the image; A, h, w of the cam_layer's output; K classes; G windows, P patches
     units: str  # of the map's values
+    forward: int  # images that go through the network forward, for each image and class explained
+    backward: int  # and backward
+    networks: str  # that it can explain, in words; `problem` decides
     problem: Callable[[nn.Module, Shape], str | None]  # why the method cannot explain a network, or None
-    attribute: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    attribute: Callable[[Pass], Tensor]  # map_NBMhw
+    shared: bool = False  # it reads the forward and backward pass that all such methods of a batch have in common
+    per_class: bool = True  # False: its map is the same whichever class is explained
+    parameters: Mapping[str, float] = field(default_factory=dict)  # what else decides its values
 
     def check(self, model: nn.Module, image_shape: Shape) -> None:
         """InputError, naming the layer and the methods that would work, if `model` cannot be explained faithfully.
@@ -59,18 +59,8 @@ class Method:
         raise InputError(f"{self.name} cannot explain this network: {problem}; {advice}.")
 
     def explain(self, model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-        """Maps (B, M, h, w), float32, at the method's native size.
-
-        `model` maps (B, C, H, W) images in [0, 1] to (B, K) logits and is left as it was: same weights, no hooks, no
-        gradients. `class_B`: the class explained, for each image. InputError when a part of the model is in training
-        mode (dropout would make noise of the maps, batch statistics would couple the images).
-        """
-        if any(module.training for module in model.modules()):
-            raise InputError("Explanations need the network in evaluation mode; call model.eval() first.")
-        device = image_BCHW.device.type
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            map_BMHW = self.attribute(model, image_BCHW.detach().clone().float().requires_grad_(), class_B.clone())
-        return map_BMHW.detach().float()
+        """Maps (B, M, h, w) of one class each; see `explain_all`. `class_B`: the class explained, for each image."""
+        return _explained([self], model, image_BCHW, class_B[None], None)[1][self.name]
 
 
 def method(name: str) -> Method:
@@ -80,122 +70,48 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def _gradient(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    from captum.attr import Saliency
+def explain_all(
+    methods: Sequence[Method],
+    model: nn.Module,
+    image_BCHW: Tensor,
+    classes: Classes = 1,
+    chunks: Chunks | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of a batch and its maps by each of the methods, from as few passes as they need together.
 
-    map_BMHW: Tensor = Saliency(model).attribute(image_BCHW, target=class_B, abs=False)
-    return map_BMHW
+    Args:
+        model: maps (B, C, H, W) images in [0, 1] to (B, K) logits; left as it was: weights, hooks, gradients.
+        classes: which classes to explain: the N with the highest logits, highest first; "all" in the order of the
+            logits; or a tensor class_NB of the caller's choice.
+        chunks: remembers, from batch to batch, how many classes fit in memory at once.
 
+    Returns:
+        Logits (B, K), float32; and by name maps (B, N * M, h, w), float32, at the method's native size: all channels of
+        the first class, then of the second. Methods that explain no class in particular give (B, M, h, w).
 
-def _abs_gradient(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    # A channel of map for a channel of image; Simonyan et al. (2014) keep the largest of them only.
-    return _gradient(model, image_BCHW, class_B).abs()
-
-
-def _gradient_input(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    from captum.attr import InputXGradient
-
-    map_BMHW: Tensor = InputXGradient(model).attribute(image_BCHW, target=class_B)
-    return map_BMHW
-
-
-def _grad_cam(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    from captum.attr import LayerGradCam
-
-    # With the ReLU of the paper (Selvaraju et al., ICCV 2017), which captum leaves out unless asked.
-    explainer = LayerGradCam(model, model.cam_layer)
-    map_BMHW: Tensor = explainer.attribute(image_BCHW, target=class_B, relu_attributions=True)
-    return map_BMHW
-
-
-def _lrp_epsilon(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    from captum.attr._utils.lrp_rules import EpsilonRule
-
-    return _lrp(model, image_BCHW, class_B, lambda: EpsilonRule(epsilon=LRP_EPSILON))
+    Raises:
+        InputError: a part of the model is in training mode (dropout would make noise of the maps, batch statistics
+            would couple the images), or more classes are asked for than there are. WorkError: out of memory.
+    """
+    explained, maps = _explained(methods, model, image_BCHW, classes, chunks)
+    return explained.prediction(), maps
 
 
-def _lrp_zplus(model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
-    from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
-
-    # Biases take no share of the relevance: what enters a layer leaves it, wherever a positive contribution exists.
-    return _lrp(model, image_BCHW, class_B, lambda: Alpha1_Beta0_Rule(set_bias_to_zero=True))
-
-
-def _lrp(model: nn.Module, image_BCHW: Tensor, class_B: Tensor, rule: Callable[[], object]) -> Tensor:
-    from captum.attr import LRP
-
-    # captum replaces weights, hangs rules and activations on modules, and puts back what it thinks of: give it a copy.
-    copied = copy.deepcopy(model)
-    for module in copied.modules():
-        if isinstance(module, WEIGHTED):
-            module.rule = rule()  # type: ignore[assignment]  # where captum looks for it
-        if isinstance(module, nn.ReLU | nn.Dropout):
-            module.inplace = False
-    map_BMHW: Tensor = LRP(copied).attribute(image_BCHW, target=class_B)
-    return map_BMHW
-
-
-def _none(model: nn.Module, image_shape: Shape) -> str | None:
-    return None
-
-
-def _cam_problem(model: nn.Module, image_shape: Shape) -> str | None:
-    layer = getattr(model, "cam_layer", None)
-    if not isinstance(layer, nn.Module):
-        return "it names no cam_layer, the module whose output is the last convolutional activation map"
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    parameter = next(model.parameters())
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        handle.remove()
-    name = _place(model, layer)
-    if len(seen) != 1:
-        return f"its cam_layer {name} runs {len(seen)} times in one forward pass, and must run once"
-    if seen[0].dim() != 4 or seen[0].shape[2:].numel() < 2:
-        return (
-            f"its cam_layer {name} gives {tuple(seen[0].shape[1:])}, which is no map: channels, height, width expected"
-        )
-    return None
-
-
-def _epsilon_problem(model: nn.Module, image_shape: Shape) -> str | None:
-    return _lrp_problem(model, EPSILON_LAYERS, EPSILON_PASSING)
-
-
-def _zplus_problem(model: nn.Module, image_shape: Shape) -> str | None:
-    return _lrp_problem(model, ZPLUS_LAYERS, ZPLUS_PASSING)
-
-
-def _lrp_problem(model: nn.Module, layers: tuple[type, ...], passing: tuple[type, ...]) -> str | None:
-    known = layers + passing
-    for module in model.modules():
-        if not list(module.children()) and type(module) not in known:
-            names = ", ".join(kind.__name__ for kind in known)
-            return f"{_place(model, module)} has no rule for relevance (there are rules for {names})"
-    try:
-        graph = fx.Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError) as error:
-        return f"its forward pass cannot be followed layer by layer ({error}), so nobody could tell what LRP leaves out"
-    # captum sees modules alone: what a forward pass computes between them would get plain gradients, without a word.
-    uses = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    for node in graph.nodes:
-        called = getattr(node.target, "__name__", str(node.target))
-        if node.op == "call_module" and uses[str(node.target)] > 1:
-            layer = _place(model, model.get_submodule(str(node.target)))
-            return f"{layer} is used {uses[str(node.target)]} times in one forward pass; each use needs its own module"
-        if node.op == "get_attr" or (node.op in ("call_function", "call_method") and called not in RESHAPES):
-            inside = list((node.meta.get("nn_module_stack") or {"": None}).keys())[-1]
-            where = f"the forward pass of {inside}" if inside else "the network's own forward pass"
-            return f"{where} calls {called}, which LRP cannot see because it is no module"
-    return None
-
-
-def _place(model: nn.Module, wanted: nn.Module) -> str:
-    names = [name for name, module in model.named_modules() if module is wanted]
-    return f"{names[0] if names else '(not a part of the network)'} ({type(wanted).__name__})"
+def _explained(
+    methods: Sequence[Method], model: nn.Module, image_BCHW: Tensor, classes: Classes, chunks: Chunks | None
+) -> tuple[Pass, dict[str, Tensor]]:
+    if any(module.training for module in model.modules()):
+        raise InputError("Explanations need the network in evaluation mode; call model.eval() first.")
+    maps: dict[str, Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(image_BCHW.device.type, enabled=False):
+        leaf_BCHW = image_BCHW.detach().clone().float().requires_grad_()
+        classes = classes.clone() if isinstance(classes, Tensor) else classes  # the caller may be in inference mode
+        explained = Pass(model, leaf_BCHW, classes, any(entry.shared for entry in methods), chunks)
+        for entry in sorted(methods, key=lambda entry: not entry.shared):
+            if not entry.shared:
+                explained.free()  # the graph of the shared pass is no longer needed, and takes memory
+            maps[entry.name] = entry.attribute(explained).detach().float().transpose(0, 1).flatten(1, 2)
+    return explained, {entry.name: maps[entry.name] for entry in methods}
 
 
 METHODS: dict[str, Method] = {
@@ -205,56 +121,264 @@ METHODS: dict[str, Method] = {
             name="gradient",
             title="Gradient",
             signed=True,
-            passes="1 forward, 1 backward",
+            shape="C, H, W",
             units="logit per pixel value",
-            problem=_none,
-            attribute=_gradient,
+            forward=1,
+            backward=1,
+            networks=ANY,
+            problem=gradients.no_problem,
+            attribute=gradients.gradient,
+            shared=True,
         ),
         Method(
             name="abs_gradient",
             title="|Gradient|",
             signed=False,
-            passes="1 forward, 1 backward",
+            shape="C, H, W",
             units="logit per pixel value",
-            problem=_none,
-            attribute=_abs_gradient,
+            forward=1,
+            backward=1,
+            networks=ANY,
+            problem=gradients.no_problem,
+            attribute=gradients.abs_gradient,
+            shared=True,
         ),
         Method(
             name="gradient_input",
             title="Gradient × input",
             signed=True,
-            passes="1 forward, 1 backward",
+            shape="C, H, W",
             units="logit",
-            problem=_none,
-            attribute=_gradient_input,
+            forward=1,
+            backward=1,
+            networks=ANY,
+            problem=gradients.no_problem,
+            attribute=gradients.gradient_input,
+            shared=True,
+        ),
+        Method(
+            name="integrated_gradients",
+            title="Integrated gradients",
+            signed=True,
+            shape="C, H, W",
+            units="logit",
+            forward=gradients.INTEGRATION_STEPS,
+            backward=gradients.INTEGRATION_STEPS,
+            networks=ANY,
+            problem=gradients.no_problem,
+            attribute=gradients.integrated_gradients,
+            parameters={"steps": gradients.INTEGRATION_STEPS},
+        ),
+        Method(
+            name="smoothgrad",
+            title="SmoothGrad",
+            signed=True,
+            shape="C, H, W",
+            units="logit per pixel value",
+            forward=gradients.NOISY_COPIES,
+            backward=gradients.NOISY_COPIES,
+            networks=ANY,
+            problem=gradients.no_problem,
+            attribute=gradients.smoothgrad,
+            parameters={"copies": gradients.NOISY_COPIES, "noise": gradients.NOISE_SHARE},
+        ),
+        Method(
+            name="guided_backprop",
+            title="Guided backprop",
+            signed=True,
+            shape="C, H, W",
+            units="logit per pixel value",
+            forward=1,
+            backward=1,
+            networks="networks whose only non-linearities are nn.ReLU modules, max poolings and normalisations",
+            problem=gradients.guided_problem,
+            attribute=gradients.guided_backprop,
+        ),
+        Method(
+            name="deeplift",
+            title="DeepLIFT",
+            signed=True,
+            shape="C, H, W",
+            units="logit",
+            forward=2,
+            backward=2,
+            networks="linear layers, and activation and max pooling modules that captum has a rule for, each used once",
+            problem=gradients.deeplift_problem,
+            attribute=gradients.deeplift,
         ),
         Method(
             name="grad_cam",
             title="Grad-CAM",
             signed=False,
-            passes="1 forward, 1 backward as far as the last convolution",
+            shape="1, h, w",
             units="logit",
-            problem=_cam_problem,
-            attribute=_grad_cam,
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.grad_cam,
+            shared=True,
+        ),
+        Method(
+            name="grad_cam_pp",
+            title="Grad-CAM++",
+            signed=False,
+            shape="1, h, w",
+            units="logit, without the factor exp(logit)",
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.grad_cam_pp,
+            shared=True,
+        ),
+        Method(
+            name="hires_cam",
+            title="HiResCAM",
+            signed=True,
+            shape="1, h, w",
+            units="logit",
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.hires_cam,
+            shared=True,
+        ),
+        Method(
+            name="layer_cam",
+            title="LayerCAM",
+            signed=False,
+            shape="1, h, w",
+            units="logit",
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.layer_cam,
+            shared=True,
+        ),
+        Method(
+            name="sigma_cam",
+            title="Σ-CAM (all classes)",
+            signed=False,
+            shape="K, h, w",
+            units="logit",
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.sigma_cam,
+            shared=True,
+            per_class=False,
+        ),
+        Method(
+            name="partial_cam",
+            title="∂-CAM (per channel)",
+            signed=True,
+            shape="A, h, w",
+            units="logit",
+            forward=1,
+            backward=1,
+            networks=CAM,
+            problem=cams.cam_problem,
+            attribute=cams.partial_cam,
+            shared=True,
+        ),
+        Method(
+            name="lrp_0",
+            title="LRP-0",
+            signed=True,
+            shape="C, H, W",
+            units="logit",
+            forward=2,
+            backward=1,
+            networks=f"{LRP}; batch normalisation and tanh modules",
+            problem=relevance.epsilon_problem,
+            attribute=relevance.lrp_0,
         ),
         Method(
             name="lrp_epsilon",
             title="LRP-ε",
             signed=True,
-            passes="2 forward, 1 backward",
+            shape="C, H, W",
             units="logit",
-            problem=_epsilon_problem,
-            attribute=_lrp_epsilon,
+            forward=2,
+            backward=1,
+            networks=f"{LRP}; batch normalisation and tanh modules",
+            problem=relevance.epsilon_problem,
+            attribute=relevance.lrp_epsilon,
+            parameters={"epsilon": relevance.LRP_EPSILON},
+        ),
+        Method(
+            name="lrp_gamma",
+            title="LRP-γ",
+            signed=True,
+            shape="C, H, W",
+            units="logit",
+            forward=2,
+            backward=1,
+            networks=LRP,
+            problem=relevance.zplus_problem,
+            attribute=relevance.lrp_gamma,
+            parameters={"gamma": relevance.LRP_GAMMA},
         ),
         # Its sign is the explained logit's, all over the map; the predicted class's logit is hardly ever negative.
         Method(
             name="lrp_zplus",
             title="LRP-z+",
             signed=False,
-            passes="2 forward, 1 backward",
+            shape="C, H, W",
             units="logit",
-            problem=_zplus_problem,
-            attribute=_lrp_zplus,
+            forward=2,
+            backward=1,
+            networks=LRP,
+            problem=relevance.zplus_problem,
+            attribute=relevance.lrp_zplus,
+        ),
+        Method(
+            name="occlusion",
+            title="Occlusion",
+            signed=True,
+            shape="1, G, G",
+            units="logit",
+            forward=perturbation.OCCLUSION_GRID**2 + 1,
+            backward=0,
+            networks=ANY_BLACK_BOX,
+            problem=gradients.no_problem,
+            attribute=perturbation.occlusion,
+            parameters={"grid": perturbation.OCCLUSION_GRID},
+        ),
+        Method(
+            name="rise",
+            title="RISE",
+            signed=False,
+            shape="1, H, W",
+            units="probability",
+            forward=perturbation.RISE_MASKS,
+            backward=0,
+            networks=ANY_BLACK_BOX,
+            problem=gradients.no_problem,
+            attribute=perturbation.rise,
+            parameters={
+                "masks": perturbation.RISE_MASKS,
+                "cells": perturbation.RISE_CELLS,
+                "kept": perturbation.RISE_KEPT,
+                "seed": perturbation.RISE_SEED,
+            },
+        ),
+        Method(
+            name="attention_rollout",
+            title="Attention rollout",
+            signed=False,
+            shape="1, P, P",
+            units="share of attention",
+            forward=1,
+            backward=0,
+            networks="transformers that name attention_layers, with a class token and a square of patches",
+            problem=attention.rollout_problem,
+            attribute=attention.attention_rollout,
+            per_class=False,
         ),
     )
 }

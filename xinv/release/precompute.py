@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 import xinv
 from xinv.data.fields import FieldSchema, schema_of
@@ -26,7 +26,9 @@ from xinv.errors import InputError, WorkError
 from xinv.files import digest, make_private, read_json, sha256_of, write_json
 from xinv.nets.classifier import Classifier
 from xinv.progress import Progress, silent
-from xinv.release.methods import LRP_EPSILON, METHODS, method
+from xinv.release.formats import FORMATS, FormatSettings, bytes_per_image, release, units
+from xinv.release.methods import METHODS, explain_all, method
+from xinv.release.passes import Chunks
 
 PARTITIONS = ("attack", "attack_validation", "victim")
 """What the attacker asks the target about, and what it is scored on. The target's own data is never released."""
@@ -35,7 +37,6 @@ TARGET = ("network.json", "weights.safetensors")
 """The files that are the target: what its digest is made of."""
 
 PREDICTION = "prediction.npy"
-UNITS = {PREDICTION: "logit", **{f"{name}.npy": entry.units for name, entry in METHODS.items()}}
 NAMED = 3  # how many samples an error message names
 
 Task = tuple[str, int]
@@ -52,7 +53,15 @@ class ReleaseSettings(BaseModel):
 
     methods: tuple[str, ...] = Field(
         ("gradient", "grad_cam", "lrp_zplus"),
-        description="Explanation methods released beside the prediction; they explain the predicted class.",
+        description="Explanation methods released beside the prediction.",
+    )
+    classes: PositiveInt | Literal["all"] = Field(
+        1,
+        description="Classes that each of them explains: so many of the highest logits, the predicted class first, or "
+        "all in the order of the labels. Their maps lie one after another on the channels.",
+    )
+    format: FormatSettings = Field(
+        default_factory=FormatSettings, description="What becomes of the maps before they are released."
     )
     batch_size: int = Field(64, ge=1, description="Images explained at once.")
     max_nonfinite: int = Field(
@@ -81,6 +90,7 @@ class Entry(BaseModel):
     shard: ShardEntry = Field(description="its line for the index")
     fields: dict[str, FieldSchema] = Field(description="its schema")
     nonfinite: dict[str, int] = Field(description="NaN and infinite values that were stored as 0, by method")
+    bytes_per_image: dict[str, int] = Field(description="what is released for one image, in bytes, by method")
 
 
 class Explainer:
@@ -101,6 +111,11 @@ class Explainer:
         self.made_by = digest(made_by(self.index, target_folder, settings))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load(target_folder).to(self.device).eval()
+        self.chunks = Chunks()
+        self.units = {PREDICTION: "logit"} | {
+            f"{name}.npy": units(settings.format, METHODS[name].units) for name in settings.methods
+        }
+        self.bytes_per_image: dict[str, int] = {}
 
     def __call__(self, task: Task) -> dict[str, Any]:
         """Make the shard of `task`, unless it is finished; its entry. WorkError when maps hold too many NaN or inf."""
@@ -110,47 +125,55 @@ class Explainer:
         if found is not None:
             return found.model_dump(mode="json")
         released, nonfinite = self._explained(task)
-        names = [PREDICTION, *(f"{name}.npy" for name in self.settings.methods)]
         shard = write_shard(shard_path(self.out, partition, number), released)
         entry = Entry(
             made_by=self.made_by,
             shard=shard,
-            fields={name: schema for name, schema in schema_of(released[0], UNITS).items() if name in names},
+            fields=schema_of(released[0], self.units),
             nonfinite=dict(nonfinite),
+            bytes_per_image=self.bytes_per_image,
         )
         write_json(entry_path(self.out, task), entry.model_dump(mode="json"))
         return entry.model_dump(mode="json")
 
     def _explained(self, task: Task) -> tuple[list[dict[str, Any]], Counter[str]]:
         """The release of every image of one shard, and the count of values that had to be replaced."""
-        samples = read_shard(self.images, self.index, *task)
+        samples = read_shard(self.images, self.index, *task, fields=("png",))
         released: list[dict[str, Any]] = []
         nonfinite: Counter[str] = Counter()
         where: dict[str, list[str]] = {}
         for start in range(0, len(samples), self.settings.batch_size):
             batch = samples[start : start + self.settings.batch_size]
-            fields = self._release(np.stack([sample["png"] for sample in batch]))
-            for row, sample in enumerate(batch):
-                release: dict[str, Any] = {"__key__": sample["__key__"]}
-                for name, values in fields.items():
-                    bad = int((~np.isfinite(values[row])).sum())
-                    if bad:
-                        nonfinite[name.removesuffix(".npy")] += bad
-                        where.setdefault(name.removesuffix(".npy"), []).append(sample["__key__"])
-                    release[name] = np.nan_to_num(values[row], nan=0.0, posinf=0.0, neginf=0.0)
-                released.append(release)
+            keys = [sample["__key__"] for sample in batch]
+            fields = {}
+            for name, values in self._computed(np.stack([sample["png"] for sample in batch])).items():
+                bad_B = (~np.isfinite(values)).reshape(len(keys), -1).sum(axis=1)
+                if bad_B.any():
+                    nonfinite[name] += int(bad_B.sum())
+                    where.setdefault(name, []).extend(key for key, bad in zip(keys, bad_B, strict=True) if bad)
+                    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+                fields[f"{name}.npy"] = self._formatted(name, values)
+            released += [
+                {"__key__": key} | {name: values[row] for name, values in fields.items()}
+                for row, key in enumerate(keys)
+            ]
         self._check_finite(task, nonfinite, where)
         return released, nonfinite
 
-    def _release(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+    def _computed(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+        """The prediction (B, K) and the maps (B, M, h, w) of a batch, float32."""
         image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2).to(self.device).float().div(255).contiguous()
-        with torch.no_grad():
-            logit_BK = self.model(image_BCHW).float()
-        class_B = logit_BK.argmax(dim=1)
-        fields = {PREDICTION: logit_BK.cpu().numpy()}
-        for name in self.settings.methods:
-            fields[f"{name}.npy"] = METHODS[name].explain(self.model, image_BCHW, class_B).cpu().numpy()
-        return fields
+        methods = [METHODS[name] for name in self.settings.methods]
+        logit_BK, maps = explain_all(methods, self.model, image_BCHW, self.settings.classes, self.chunks)
+        return {name: values.cpu().numpy() for name, values in ({"prediction": logit_BK} | maps).items()}
+
+    def _formatted(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Maps in the release format; the prediction as it is."""
+        if name == "prediction":
+            return values
+        colours = self.index.fields["png"].shape[2] if METHODS[name].shape.startswith("C,") else 1
+        self.bytes_per_image[name] = bytes_per_image(self.settings.format, values.shape[1:], colours)
+        return release(self.settings.format, values, colours)
 
     def _check_finite(self, task: Task, nonfinite: Counter[str], where: dict[str, list[str]]) -> None:
         predictions = nonfinite["prediction"]
@@ -226,7 +249,12 @@ def finish(images: Path, target_folder: Path, out: Path, settings: ReleaseSettin
         )
     releases = Index(
         kind="releases",
-        made_by={**source, **_program(), "nonfinite": dict(nonfinite)},
+        made_by={
+            **source,
+            **_program(),
+            "nonfinite": dict(nonfinite),
+            "bytes_per_image": entries[tasks[0]].bytes_per_image,
+        },
         label_names=(),
         synthetic=index.synthetic,
         fields=entries[tasks[0]].fields,
@@ -240,18 +268,20 @@ def finish(images: Path, target_folder: Path, out: Path, settings: ReleaseSettin
 
 
 def made_by(index: Index, target_folder: Path, settings: ReleaseSettings) -> dict[str, Any]:
-    """What decides every byte of a release set, for its index: images, target, methods, class explained."""
+    """What decides every byte of a release set, for its index: images, target, methods, classes explained, format."""
     target = {
         path.name: sha256_of(path.read_bytes()) for path in sorted(target_folder.glob("*")) if path.name in TARGET
     }
     if len(target) < len(TARGET):
         raise InputError(f"{target_folder} holds no trained network: {' and '.join(TARGET)} are expected in it.")
+    form = settings.format
     return {
         "images": digest(index.model_dump(mode="json")),
         "target": digest(target),
         "methods": list(settings.methods),
-        "class": "predicted",
-        "lrp_epsilon": LRP_EPSILON,
+        "classes": settings.classes,
+        "format": {name: getattr(form, name) for name in ("name", *FORMATS[form.name].parameters)},
+        "parameters": {name: dict(METHODS[name].parameters) for name in settings.methods if METHODS[name].parameters},
     }
 
 
@@ -300,6 +330,11 @@ def _samples(index: Index, task: Task) -> int:
 
 def _check_methods(model: Classifier, index: Index, settings: ReleaseSettings) -> None:
     height, width, channels = index.fields["png"].shape
+    if settings.classes != "all" and settings.classes > len(index.label_names):
+        raise InputError(
+            f"release.classes is {settings.classes}, but there are {len(index.label_names)} labels; ask for as many, "
+            "or for all."
+        )
     for name in settings.methods:
         METHODS[name].check(model.eval(), (channels, height, width))
 

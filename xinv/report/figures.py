@@ -25,6 +25,8 @@ FAINT = "#5d6870"
 PICTURE_LIMIT = 256  # pixels a side: larger pictures are reduced, or a page of a 1024-pixel audit would weigh 100 MB
 SIGNED_MAP = colormaps["RdBu_r"]
 UNSIGNED_MAP: Colormap = LinearSegmentedColormap.from_list("accent", ["#ffffff", "#7fa6cb", ACCENT, "#0a1c2e"])
+CURVES = (("#1f4e79", "-"), ("#c2662d", "-"), ("#4f8a5b", "-"), ("#8c5a9e", "-"), ("#5d6870", "--"))
+"""Colour and line of the curves of a risk chart."""
 SVG_STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, small, in the fonts of the page
     "svg.hashsalt": "xinv",  # the same input gives the same bytes
@@ -37,20 +39,22 @@ SVG_STYLE = {
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of the leak chart: the gain of an attack (positive means more leak) and its interval."""
+    """One bar of the leak chart: the gain of an attack (positive means more leak), its interval, and whether it is more
+    than chance explains."""
 
     title: str
     value: float
     low: float
     high: float
+    significant: bool
     control: bool = False
 
 
 def leak_chart(metric: Metric, bars: Sequence[Bar]) -> str:
     """Horizontal bars of the leak in one metric, right of zero meaning more leak, as an SVG `data:` URI.
 
-    A whisker spans each interval. Attacks are in the accent colour, controls in grey, and a bar whose interval includes
-    zero is hollow.
+    A whisker spans each interval. Attacks are in the accent colour, controls in grey, and a bar that chance may explain
+    is hollow.
     """
     with rc_context(SVG_STYLE):
         height = 0.34 + 0.46 * len(bars)
@@ -59,14 +63,51 @@ def leak_chart(metric: Metric, bars: Sequence[Bar]) -> str:
         for place, bar in enumerate(reversed(bars)):
             _draw_bar(axes, metric, bar, place)
         _dress(axes, metric, bars)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _svg(figure)
+
+
+def risk_chart(percentiles: Sequence[Sequence[float]], threshold: float, by: str) -> str:
+    """A curve an attack: the share of the error that it removes (up), for people or images (`by`) from the one it gains
+    most from to the one it gains least from (right), as an SVG `data:` URI.
+
+    `percentiles`: of each attack the 0th to the 100th, in [-1, 1], for the colours of CURVES in order. A dotted line
+    marks the threshold.
+    """
+    assert len(percentiles) <= len(CURVES), len(percentiles)
+    with rc_context(SVG_STYLE):
+        figure = Figure(figsize=(3.9, 2.0))
+        axes = figure.add_axes((0.105, 0.215, 0.875, 0.755))
+        axes.axhline(0.0, color=INK, linewidth=0.9)
+        axes.axhline(100.0 * threshold, color=FAINT, linewidth=0.9, linestyle=":")
+        for values, (colour, line) in zip(percentiles, CURVES, strict=False):
+            shares = [100.0 * place / (len(values) - 1) for place in range(len(values))]
+            axes.plot(
+                shares, [100.0 * value for value in reversed(values)], color=colour, linestyle=line, linewidth=1.6
+            )
+        lowest = min(0.0, *(100.0 * min(values) for values in percentiles))
+        axes.set_xlim(0.0, 100.0)
+        axes.set_ylim(lowest - 4.0, 104.0)
+        axes.spines[["right", "top"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#c8ced3")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}%".replace("-", MINUS)))
+        axes.set_xticks([0.0, 50.0, 100.0], [f"most exposed {by}", "", "least exposed"])
+        first, _, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
+        axes.tick_params(length=3, color="#c8ced3", labelcolor=FAINT, labelsize=8)
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _uri("image/svg+xml", stream.getvalue().encode())
 
 
 def _draw_bar(axes: Axes, metric: Metric, bar: Bar, place: int) -> None:
     colour = GREY if bar.control else ACCENT
-    shown = bar.low > 0.0 or bar.high < 0.0
+    shown = bar.significant
     axes.barh(place, bar.value, height=0.32, facecolor=colour if shown else "white", edgecolor=colour, linewidth=1.0)
     axes.plot([0.0, 0.0], [place - 0.27, place + 0.21], color=INK, linewidth=0.9, zorder=2)  # not through the titles
     whiskers = [(4, INK, 1.1)]
@@ -89,12 +130,14 @@ def _dress(axes: Axes, metric: Metric, bars: Sequence[Bar]) -> None:
     """Limits that hold zero and every interval; few quiet ticks, whose labels stay inside the picture."""
     ends = [0.0, *(end for bar in bars for end in (bar.low, bar.high, bar.value))]
     span = (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(min(ends) - 0.06 * span, max(ends) + 0.06 * span)
+    low, high = min(ends) - 0.06 * span, max(ends) + 0.06 * span
+    axes.set_xlim(low, high)
     axes.set_ylim(-0.4, len(bars) - 0.35)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color("#c8ced3")
-    axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+    ticks = MaxNLocator(4).tick_values(low, high)
+    axes.set_xticks([x for x in ticks if x == 0.0 or low + 0.08 * span < x < high - 0.08 * span])
     factor = 100.0 if metric.unit == "%" else 1.0
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(x * factor, 9):g}".replace("-", MINUS)))
     axes.tick_params(axis="x", length=3, color="#c8ced3", labelcolor=FAINT, labelsize=8)

@@ -36,7 +36,7 @@ class Metric:
 
     @property
     def headline(self) -> bool:
-        """Whether it belongs into the main tables: re-identification and further evaluators have tables of their own."""
+        """Whether the main tables show it: re-identification and further evaluators have tables of their own."""
         return self.about != "person" and not self.evaluator
 
     @property
@@ -154,7 +154,7 @@ METRICS: dict[str, Metric] = {
     ),
     "attack_accuracy_top5": Metric(
         key="attack_accuracy_top5",
-        label="Attack accuracy, top 5",
+        label="Top-5 accuracy",
         short="Top-5",
         meaning="Share of reconstructions in which the true class is among the evaluator's first five guesses.",
         unit="%",

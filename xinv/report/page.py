@@ -1,56 +1,21 @@
-"""The report: one HTML file that holds everything it shows and loads nothing from anywhere.
+"""The report: one HTML file that holds everything it shows and loads nothing from anywhere."""
 
-Axes: N pictured images, H height, W width, C channels, M maps of one explanation.
-"""
-
-import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from xinv.errors import InputError
 from xinv.files import write_atomic
-from xinv.report import figures, summary
-from xinv.report.measures import METRICS, Metric
-from xinv.report.summary import Leak, Scores, summary_rows, verdict
+from xinv.report import figures, rows, summary, tables
+from xinv.report.gallery import gallery
+from xinv.report.measures import METRICS
+from xinv.report.rows import Scores
+from xinv.report.summary import summary_rows, verdict
+from xinv.report.tables import between
 
 __all__ = ["summary_rows", "verdict", "write_report"]
-
-PICTURED = 10  # people in the grid: more do not fit a page at a size at which one can see anything
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number as text with its interval; `shown` marks a leak whose interval excludes zero."""
-
-    text: str
-    interval: str = ""
-    shown: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a table."""
-
-    title: str
-    detail: str
-    released: str
-    n: int
-    cells: tuple[Cell, ...]
-    control: bool = False
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lines of a table under one heading."""
-
-    title: str
-    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -72,34 +37,23 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Strip:
-    """A row of the picture grid: the same step for each of the pictured images."""
+class RiskPanel:
+    """How the gain is spread over people or images: a chart, and a line of words with its colour for each attack."""
 
-    title: str
-    detail: str
-    pictures: tuple[str, ...]
-    kind: str  # "original", "released", "reconstruction" or "control"
-    crisp: bool  # enlarged without smoothing, so that every pixel is one square
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The picture grid, with the keys of its images, or nothing when no picture was kept."""
-
-    keys: tuple[str, ...]
-    strips: tuple[Strip, ...]
-    signed: bool
-    unsigned: bool
+    heading: str
+    picture: str
+    description: str
+    lines: tuple[tuple[str, str, str], ...]  # colour, title, words
+    by: str
 
 
 def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path) -> None:
     """Write the report of an audit to `path`, atomically, as one self-contained HTML page.
 
-    `scores` is the content of scores.json, `pictures` the pictures.npz beside it: `key` (N,) text, `original`
-    (N, H, W, C) uint8, `map:<method>` (N, M, h, w) float32, `reconstruction:<attack>` (N, H, W, C) uint8. The first
-    PICTURED are shown. `settings_yaml` is shown as it is. InputError when one is missing, damaged or of another schema.
+    `scores` is the content of scores.json, `pictures` the pictures.npz beside it (`gallery`), `settings_yaml` is shown
+    as it is. InputError when one is missing, damaged or of another schema.
     """
-    summary.check(scores)
+    rows.check(scores)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -116,15 +70,23 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
         cautions=summary.cautions(scores),
         cards=_cards(scores),
         panels=_panels(scores),
-        leak_metrics=[_gain_heading(metric) for metric in _leak_metrics(scores)],
-        leak_lines=_leak_lines(scores),
-        gallery=_gallery(scores, pictures),
+        risk=_risk_panel(scores),
+        leak_metrics=[tables.gain_heading(metric) for metric in tables.leak_metrics(scores)],
+        leak_lines=tables.leak_lines(scores),
+        corrected=rows.compared(scores),
+        detectable=tables.detectable(scores),
+        gallery=gallery(scores, pictures),
         scale={"signed": figures.scale(True), "unsigned": figures.scale(False)},
-        metrics=summary.all_metrics(scores),
-        groups=_groups(scores),
-        control_notes=_control_notes(scores),
-        level=summary.level(scores),
-        clustered=scores["data"].get("disjoint") == "identity",
+        metrics=rows.main_metrics(scores),
+        explained_metrics=[metric for metric in rows.all_metrics(scores) if not metric.evaluator],
+        groups=tables.groups(scores),
+        control_notes=tables.control_notes(scores),
+        opinions=tables.opinions(scores),
+        people=tables.people(scores),
+        level=rows.level(scores),
+        alpha=f"{100.0 * (1.0 - scores.get('level', 0.95)):g}%",
+        clustered=_clustered(scores),
+        seeds=rows.seeds(scores),
         data=list(_flat(scores["data"])),
         data_line=_data_line(scores),
         settings_yaml=settings_yaml,
@@ -137,10 +99,10 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
 
 
 def _cards(scores: Scores) -> list[Card]:
-    by_error = summary.strongest(scores, "mse")
+    by_error = rows.strongest(scores, "mse")
     cards = []
     if by_error:
-        top = by_error[0]
+        top, corrected = by_error[0], rows.compared(scores)
         shown = sum(leak.shown for leak in by_error)
         interval = f"MSE {'lower' if top.gain >= 0 else 'higher'} by {top.metric.format(abs(top.gain))}"
         cards.append(
@@ -156,7 +118,7 @@ def _cards(scores: Scores) -> list[Card]:
             Card(
                 f"{shown} of {len(by_error)}",
                 "explanations shown to leak",
-                "interval of the MSE difference excludes zero",
+                f"the MSE difference excludes zero{', after Holm’s correction' if corrected > 1 else ''}",
             )
         )
     cards += _accuracy_cards(scores)
@@ -168,186 +130,84 @@ def _cards(scores: Scores) -> list[Card]:
 
 
 def _accuracy_cards(scores: Scores) -> Iterator[Card]:
+    person = METRICS["reidentification_rank1"]
     metric = METRICS["attack_accuracy_top1"]
-    rows = [row for row in scores["rows"] if row["kind"] != "control" and metric.key in row["metrics"]]
+    best = person if any(person.key in row["metrics"] for row in scores["rows"]) else metric
+    label = "highest re-identification, rank 1" if best is person else "highest attack accuracy"
+    attacks = [row for row in scores["rows"] if row["kind"] != "control" and best.key in row["metrics"]]
     evaluator = scores.get("evaluator") or {}
-    if rows:
-        best = max(rows, key=lambda row: row["metrics"][metric.key]["mean"])
-        alone = [row for row in rows if not row["release"]]
-        detail = f"{summary.row_title(best)}, {_between(metric, best['metrics'][metric.key])}"
+    if attacks:
+        top = max(attacks, key=lambda row: row["metrics"][best.key]["mean"])
+        alone = [row for row in attacks if not row["release"]]
+        detail = f"{rows.row_title(top)}, {between(best, top['metrics'][best.key])}"
         if alone:
-            detail += f"; prediction only {metric.format(alone[0]['metrics'][metric.key]['mean'])}%"
-        yield Card(f"{metric.format(best['metrics'][metric.key]['mean'])}%", "highest attack accuracy", detail)
+            detail += f"; prediction only {best.format(alone[0]['metrics'][best.key]['mean'])}%"
+        yield Card(f"{best.format(top['metrics'][best.key]['mean'])}%", label, detail)
     if evaluator.get("accuracy_on_originals"):
         value = evaluator["accuracy_on_originals"]
-        detail = f"{_between(metric, value)}; the most an attack can be credited with"
+        detail = f"{between(metric, value)}; the most an attack can be credited with"
         if "chance" in evaluator:
             detail += f"; chance {metric.format(evaluator['chance'])}%"
         yield Card(f"{metric.format(value['mean'])}%", "evaluator accuracy on originals", detail)
     target = (scores.get("target") or {}).get("accuracy")
     if target:
         yield Card(
-            f"{metric.format(target['mean'])}%", "target accuracy", f"{_between(metric, target)}, the network audited"
+            f"{metric.format(target['mean'])}%", "target accuracy", f"{between(metric, target)}, the network audited"
         )
 
 
-# ---- leaks ---------------------------------------------------------------------------------------------------------
-
-
-def _leak_metrics(scores: Scores) -> list[Metric]:
-    present = {key for leak in scores["leaks"] for key in leak["metrics"]}
-    return [metric for key, metric in METRICS.items() if key in present]
-
-
-def _gain_heading(metric: Metric) -> str:
-    word = "gain" if metric.leak_direction == "higher" else "reduction"
-    unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
-    return f"{metric.label} {word}{unit}"
+# ---- charts --------------------------------------------------------------------------------------------------------
 
 
 def _panels(scores: Scores) -> list[Panel]:
+    """A chart a metric of the main table; where people were searched in a gallery, one of the first guesses too."""
+    metrics = tables.leak_metrics(scores)
+    first = METRICS["reidentification_rank1"]
+    if any(first.key in leak["metrics"] for leak in scores["leaks"]):
+        metrics = [*metrics, first]
     panels = []
-    for metric in _leak_metrics(scores):
-        leaks = summary.leaks_of(scores, metric.key)
-        drawn = [
-            leak for leak in leaks if leak.explained
-        ]  # the mean image is so far off that it would flatten the rest
-        bars = [figures.Bar(leak.title, leak.gain, leak.low, leak.high, leak.control) for leak in drawn]
+    for metric in metrics:
+        drawn = [leak for leak in rows.leaks_of(scores, metric.key) if leak.drawn]
+        bars = [
+            figures.Bar(leak.title, leak.gain, leak.low, leak.high, leak.significant, leak.control) for leak in drawn
+        ]
         description = "; ".join(f"{leak.title} {metric.format(leak.gain)} ({leak.interval})" for leak in drawn)
-        panels.append(Panel(_gain_heading(metric), figures.leak_chart(metric, bars), description))
+        panels.append(Panel(tables.gain_heading(metric), figures.leak_chart(metric, bars), description))
     return panels
 
 
-def _leak_lines(scores: Scores) -> list[Line]:
-    metrics = _leak_metrics(scores)
-    by_attack: dict[str, dict[str, Leak]] = {}
-    for metric in metrics:
-        for leak in summary.leaks_of(scores, metric.key):
-            by_attack.setdefault(leak.attack, {})[metric.key] = leak
-    title = summary.titles(scores)
-    baseline = {leak["attack"]: leak["baseline"] for leak in scores["leaks"]}
-    several = len(set(baseline.values())) > 1
-    lines = []
-    for attack, found in by_attack.items():
-        some = next(iter(found.values()))
-        cells = tuple(_leak_cell(found[metric.key]) if metric.key in found else Cell("–") for metric in metrics)
-        against = f"against {title[baseline[attack]]}" if several else ""
-        lines.append(Line(some.title, against, "", some.n, cells, some.control))
-    return lines
-
-
-def _leak_cell(leak: Leak) -> Cell:
-    plus = "+" if leak.gain > 0 else ""
-    return Cell(plus + leak.metric.format(leak.gain), leak.interval, leak.shown)
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def _groups(scores: Scores) -> list[Group]:
-    """Attacks by explanation (a heading only where there are several), controls in a group of their own at the end."""
-    metrics, title = summary.all_metrics(scores), summary.titles(scores)
-    grouped: dict[str, list[Line]] = {}
-    size = Counter(tuple(row["release"]) for row in scores["rows"] if row["kind"] != "control")
-    for row in summary.ordered_rows(scores):
-        control = row["kind"] == "control"
-        heading = "Controls: attacks that ought to fail" if control else summary.release_title(row)
-        cells = tuple(
-            Cell(metric.format(row["metrics"][metric.key]["mean"]), _between(metric, row["metrics"][metric.key]))
-            if metric.key in row["metrics"]
-            else Cell("–")
-            for metric in metrics
+def _risk_panel(scores: Scores) -> RiskPanel | None:
+    """The risk of people, or of images where people do not repeat, for the strongest attack on each explanation."""
+    risk = scores.get("risk")
+    by_attack = {one["attack"]: one for one in (risk or {}).get("attacks", ())}
+    strongest = [leak for leak in rows.strongest(scores, "mse") if leak.attack in by_attack][: len(figures.CURVES)]
+    if not risk or not strongest:
+        return None
+    percent, by = METRICS["attack_accuracy_top1"], "people" if risk["by"] == "identity" else "images"
+    curves, lines = [], []
+    for leak, (colour, _) in zip(strongest, figures.CURVES, strict=False):
+        found = by_attack[leak.attack]
+        curves.append(found["percentiles"])
+        worst, above = found["worst_decile"], found["above"]
+        words = (
+            f"{percent.format(worst['mean'])}% in the worst-off tenth ({between(percent, worst)}); above "
+            f"{100 * risk['threshold']:g}% for {percent.format(above['mean'])}% of the {by} ({between(percent, above)})"
         )
-        inverter = str(row["inverter"] or "")
-        alone = control or "title" in row or size[tuple(row["release"])] == 1
-        name, detail = (title[row["attack"]], inverter) if alone else (inverter or row["attack"], "")
-        detail = "" if detail.lower() == name.lower() else detail
-        line = Line(name, detail, _bytes(row.get("released_bytes")), row["n"], cells, control)
-        grouped.setdefault(heading, []).append(line)
-    return [
-        Group(heading if len(lines) > 1 or lines[0].control else "", tuple(lines)) for heading, lines in grouped.items()
-    ]
-
-
-def _control_notes(scores: Scores) -> list[tuple[str, str]]:
-    """What each kind of control in the table is for."""
-    controls = (summary.control_of(row) for row in scores["rows"] if row["kind"] == "control")
-    return list({control.title: control.note for control in controls if control.note}.items())
-
-
-def _between(metric: Metric, value: Mapping[str, float]) -> str:
-    return f"{metric.format(value['low'])} to {metric.format(value['high'])}"
-
-
-def _bytes(count: float | None) -> str:
-    if count is None:
-        return "–"
-    return f"{count:,.0f} B" if count < 10_000 else f"{count / 1024:,.1f} KiB"
-
-
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-def _gallery(scores: Scores, path: Path) -> Gallery:
-    arrays = _load(path)
-    keys = tuple(str(key) for key in arrays["key"][:PICTURED])
-    maps = {name.partition(":")[2]: arrays[name][:PICTURED] for name in arrays if name.startswith("map:")}
-    signed = {method: figures.is_signed(values) for method, values in maps.items()}
-    strips = [_picture_strip("Original", "never seen by the attacker", "original", arrays["original"])]
-    drawn: set[str] = set()
-    title = summary.titles(scores)
-    for row in summary.ordered_rows(scores):
-        control = row["kind"] == "control"
-        for method in row["release"]:
-            if method in maps and method not in drawn and not control:
-                drawn.add(method)
-                strips.append(_map_strip(method, maps[method], signed[method]))
-        name = f"reconstruction:{row['attack']}"
-        if name in arrays:
-            inverter = str(row["inverter"] or "")
-            heading = f"Control: {title[row['attack']]}" if control else "Reconstruction"
-            if control:
-                detail = "" if inverter.lower() == title[row["attack"]].lower() else inverter
-            else:
-                detail = " · ".join(filter(None, (summary.row_title(row), inverter)))
-            strips.append(_picture_strip(heading, detail, "control" if control else "reconstruction", arrays[name]))
-    used = {signed[method] for method in drawn}
-    return Gallery(keys, tuple(strips), signed=True in used, unsigned=False in used)
-
-
-def _picture_strip(title: str, detail: str, kind: str, image_NHWC: np.ndarray) -> Strip:
-    pictures = tuple(figures.picture(image_HWC) for image_HWC in image_NHWC[:PICTURED])
-    return Strip(title, detail, pictures, kind, crisp=image_NHWC.shape[1] < 100)
-
-
-def _map_strip(method: str, map_NMHW: np.ndarray, signed: bool) -> Strip:
-    maps, height, width = map_NMHW.shape[1:]
-    detail = (
-        f"released, {height} × {width} values" if maps == 1 else f"released, mean of {maps} maps of {height} × {width}"
+        lines.append((colour, leak.explanation, words))
+    return RiskPanel(
+        f"Error removed, {'person by person' if by == 'people' else 'image by image'}",
+        figures.risk_chart(curves, risk["threshold"], by),
+        "; ".join(f"{title} {words}" for _, title, words in lines),
+        tuple(lines),
+        by,
     )
-    pictures = tuple(figures.explanation(map_MHW, signed) for map_MHW in map_NMHW)
-    return Strip(summary.explanation_title(method), detail, pictures, "released", crisp=height < 100)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of pictures.npz, never unpickled."""
-    advice = "Remove the scores and run the audit again: scoring writes both."
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing. {advice}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}). {advice}") from None
-    for name in ("key", "original"):
-        if name not in arrays:
-            raise InputError(f"{path} holds no array {name!r}. {advice}")
-    uneven = [name for name in arrays if len(arrays[name]) != len(arrays["key"])]
-    if uneven:
-        raise InputError(
-            f"{path}: {uneven[0]!r} has {len(arrays[uneven[0]])} rows, {len(arrays['key'])} expected. {advice}"
-        )
-    return arrays
+def _clustered(scores: Scores) -> bool:
+    """Whether people repeat among the victims, so that intervals are over people."""
+    if "identities" in scores and "images" in scores:
+        return bool(scores["identities"] < scores["images"])
+    return bool(scores["data"].get("disjoint") == "identity")
 
 
 # ---- data and provenance -------------------------------------------------------------------------------------------

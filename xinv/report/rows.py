@@ -14,9 +14,23 @@ EXPLANATION_TITLES = {  # the titles of xinv.release.methods, which may not be i
     "gradient": "Gradient",
     "abs_gradient": "|Gradient|",
     "gradient_input": "Gradient × input",
+    "integrated_gradients": "Integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    "guided_backprop": "Guided backprop",
+    "deeplift": "DeepLIFT",
     "grad_cam": "Grad-CAM",
+    "grad_cam_pp": "Grad-CAM++",
+    "hires_cam": "HiResCAM",
+    "layer_cam": "LayerCAM",
+    "sigma_cam": "Σ-CAM (all classes)",
+    "partial_cam": "∂-CAM (per channel)",
+    "lrp_0": "LRP-0",
     "lrp_epsilon": "LRP-ε",
+    "lrp_gamma": "LRP-γ",
     "lrp_zplus": "LRP-z+",
+    "occlusion": "Occlusion",
+    "rise": "RISE",
+    "attention_rollout": "Attention rollout",
 }
 
 
@@ -181,21 +195,30 @@ def seeds(scores: Scores) -> int:
     return max((int(row.get("seeds", 1)) for row in scores["rows"]), default=1)
 
 
+def compared(scores: Scores) -> int:
+    """Attacks that Holm's correction ranges over in each metric, the most of any baseline; 0 in older scores."""
+    corrected = (leak["baseline"] for leak in scores["leaks"] if "p_holm" in leak["metrics"].get("mse", {}))
+    return max(Counter(corrected).values(), default=0)
+
+
 def judges(scores: Scores) -> list[Mapping[str, Any]]:
     """The evaluators, the principal one first; empty in older scores."""
     return list(scores.get("evaluators", []))
 
 
 def ordered_rows(scores: Scores) -> list[Mapping[str, Any]]:
-    """Rows as tables show them: prediction only, attacks by explanation in order of first mention, controls."""
+    """Rows as tables show them: prediction only, attacks by explanation in order of first mention, attacks that imagine
+    theirs (which have a title and no release), controls.
+    """
     first: dict[tuple[str, ...], int] = {}
     for row in scores["rows"]:
         if row["kind"] != "control":
             first.setdefault(tuple(row["release"]), len(first))
 
-    def place(row: Mapping[str, Any]) -> tuple[bool, bool, int]:
+    def place(row: Mapping[str, Any]) -> tuple[bool, bool, bool, int]:
         release = tuple(row["release"])
-        return row["kind"] == "control", bool(release), first.get(release, len(first))
+        imagined = "title" in row and not release
+        return row["kind"] == "control", imagined, bool(release), first.get(release, len(first))
 
     return sorted(scores["rows"], key=place)
 

@@ -9,6 +9,7 @@ from xinv.report.rows import (
     Scores,
     all_metrics,
     check,
+    compared,
     control_of,
     judges,
     leaks_of,
@@ -22,6 +23,8 @@ from xinv.report.rows import (
 )
 
 FEW_IMAGES = 100
+FEW_IDENTITIES = 20
+DISAGREEMENT = 0.1  # how much less often evaluators agree on reconstructions than on originals before it is said
 
 
 def verdict(scores: Scores) -> str:
@@ -37,6 +40,7 @@ def verdict_parts(scores: Scores) -> list[str]:
     if not by_error:
         return [f"{prefix}No leak was measured, because no attack with an explanation has been scored."]
     parts = _leak_parts(scores, by_error) if by_error[0].shown else _no_leak_parts(scores, by_error)
+    parts += [*_person_parts(scores), *_imagined_parts(scores)]
     worse = [leak.explanation for leak in by_error if leak.worse]
     if worse:
         parts.append(
@@ -67,7 +71,7 @@ def _leak_parts(scores: Scores, by_error: list[Leak]) -> list[str]:
         )
     open_ones = [leak.explanation for leak in rest if not leak.shown and not leak.worse]
     if open_ones:
-        parts.append(f"For {_listed(open_ones)} the interval includes zero: no leak was shown there.")
+        parts.append(f"For {_listed(open_ones)} no leak was shown.")
     return parts
 
 
@@ -80,10 +84,16 @@ def _no_leak_parts(scores: Scores, by_error: list[Leak]) -> list[str]:
         f"{top.metric.format(abs(top.gain))}, {level(scores)} interval of the reduction {top.interval}, {top.n} images"
     )
     if not others:
-        return [
+        parts = [
             f"No leak was shown: with {count} no metric improves on the prediction alone by more than chance explains "
             f"({closest})."
         ]
+        if top.detectable is not None:
+            parts.append(
+                f"A reduction of the MSE by {top.metric.format(top.detectable)} would have been found in four of five "
+                "such audits; a smaller one may well be there."
+            )
+        return parts
     found = others[0]
     side = "lower" if found.metric.leak_direction == "lower" else "higher"
     gain = f"{found.metric.format(found.gain)} {found.metric.difference_unit}".strip()
@@ -93,6 +103,36 @@ def _no_leak_parts(scores: Scores, by_error: list[Leak]) -> list[str]:
         f"({level(scores)} interval {found.interval}).",
         "One metric among several is weak evidence: look at the pictures and repeat with more images.",
     ]
+
+
+def _person_parts(scores: Scores) -> list[str]:
+    """Whether people were found again in a gallery, where that was measured."""
+    found = scores.get("reidentification")
+    leaks = strongest(scores, "reidentification_rank1")
+    if not found or not leaks:
+        return []
+    top = leaks[0]
+    sentence = (
+        f"Among {found['identities']:,} people, {top.metric.format(top.score)}% of the reconstructions lead to the "
+        f"right one with {top.explanation}, {top.metric.format(top.baseline)}% with the prediction alone"
+    )
+    if top.shown:
+        return [f"{sentence} ({top.metric.format(top.gain)} points more, {level(scores)} interval {top.interval})."]
+    return [f"{sentence}: no difference was shown."]
+
+
+def _imagined_parts(scores: Scores) -> list[str]:
+    """What attacks achieve that were given no explanation and imagine one."""
+    leaks = [leak for leak in leaks_of(scores, "mse") if not leak.explained and not leak.control]
+    if not leaks:
+        return []
+    top = max(leaks, key=lambda leak: leak.gain)
+    if top.shown:
+        return [
+            f"Even without a released explanation, “{top.title}” reconstructs with {top.percent} less squared error "
+            f"than “{top.against}”."
+        ]
+    return [f"An imagined explanation was not shown to help: “{top.title}” against “{top.against}”, {top.interval}."]
 
 
 def cautions(scores: Scores) -> list[str]:
@@ -105,22 +145,34 @@ def cautions(scores: Scores) -> list[str]:
                 f"{leak.metric.format(leak.gain)}, {leak.interval}). It ought not to: part of the leak may not come "
                 "from the image's own explanation."
             )
-    rows = {row["attack"]: row for row in scores["rows"]}
-    for attack in sorted({leak["baseline"] for leak in scores["leaks"]}):
-        for row in scores["rows"]:
-            if row["kind"] == "control" and not row["release"] and _below(row, rows[attack], "mse"):
-                notes.append(
-                    f"“{row_title(row)}” has less error than “{row_title(rows[attack])}”: the baseline is poorly "
-                    "trained, so the leaks measured against it are too large."
-                )
-    notes += _evaluator_cautions(scores, rows)
+        if leak.control and not leak.explained and leak.shown:
+            notes.append(
+                f"“{leak.title}” has less error than “{leak.against}”: the baseline is poorly trained, so the leaks "
+                "measured against it are too large."
+            )
+    notes += _evaluator_cautions(scores)
     smallest = min((row["n"] for row in scores["rows"]), default=0)
     if 0 < smallest < FEW_IMAGES:
         notes.append(f"Only {smallest} images were scored: intervals are wide, and slightly too narrow at that.")
-    return notes
+    elif scores.get("identities", FEW_IDENTITIES) < FEW_IDENTITIES:
+        notes.append(f"Only {scores['identities']} people are behind the images: intervals are too narrow.")
+    return notes + _resample_cautions(scores)
 
 
-def _evaluator_cautions(scores: Scores, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _resample_cautions(scores: Scores) -> list[str]:
+    """Where so many attacks are compared that no p-value could pass Holm's correction."""
+    tested = compared(scores)
+    alpha, resamples = 1.0 - scores.get("level", 0.95), scores.get("resamples", 0)
+    if not tested or tested / (resamples + 1) <= alpha:
+        return []
+    return [
+        f"{resamples} resamples are too few for {tested} attacks: after Holm's correction no leak could be shown. "
+        f"Score again with score.resamples of {round(2 * tested / alpha)} or more."
+    ]
+
+
+def _evaluator_cautions(scores: Scores) -> list[str]:
+    rows = {row["attack"]: row for row in scores["rows"]}
     evaluator = scores.get("evaluator") or {}
     accuracy = (evaluator.get("accuracy_on_originals") or {}).get("mean")
     if accuracy is None:
@@ -131,9 +183,10 @@ def _evaluator_cautions(scores: Scores, rows: Mapping[str, Mapping[str, Any]]) -
             f"The evaluator itself is right on only {metric.format(accuracy)}% of the originals: embedding similarity "
             "and attack accuracy say little here."
         )
+    notes += _disagreement(scores)
     for attack in sorted({leak["baseline"] for leak in scores["leaks"]}):
         reached = rows[attack]["metrics"].get(metric.key, {}).get("mean")
-        if reached is not None and reached >= 0.95 * accuracy:
+        if rows[attack]["kind"] != "control" and reached is not None and reached >= 0.95 * accuracy:
             notes.append(
                 f"Attack accuracy is saturated: {metric.format(reached)}% from the prediction alone, "
                 f"{metric.format(accuracy)}% on the originals themselves. Read the other metrics for the leak."
@@ -141,12 +194,22 @@ def _evaluator_cautions(scores: Scores, rows: Mapping[str, Mapping[str, Any]]) -
     return notes
 
 
-def _below(row: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
-    return (
-        key in row["metrics"]
-        and key in other["metrics"]
-        and row["metrics"][key]["mean"] < other["metrics"][key]["mean"]
-    )
+def _disagreement(scores: Scores) -> list[str]:
+    """Whether the evaluators part ways over the attack that the first one credits most."""
+    on_originals = (judges(scores) or [{}])[0].get("agreement_on_originals", {}).get("same_guess", {}).get("mean")
+    attacks = [row for row in scores["rows"] if row["kind"] != "control" and "same_guess" in row.get("agreement", {})]
+    if on_originals is None or not attacks:
+        return []
+    metric = METRICS["attack_accuracy_top1"]
+    best = max(attacks, key=lambda row: row["metrics"][metric.key]["mean"])
+    agreed = best["agreement"]["same_guess"]["mean"]
+    if agreed >= on_originals - DISAGREEMENT:
+        return []
+    return [
+        f"The evaluators agree on {metric.format(agreed)}% of the reconstructions of “{row_title(best)}” and on "
+        f"{metric.format(on_originals)}% of the originals: part of its attack accuracy may be in the eye of one "
+        "evaluator."
+    ]
 
 
 def _listed(names: list[str]) -> str:
@@ -156,11 +219,11 @@ def _listed(names: list[str]) -> str:
 def summary_rows(scores: Scores) -> list[dict[str, str]]:
     """The table of the terminal, about 80 characters wide: one dict a row, column heading to text, headings all equal.
 
-    Means of every metric, then the change of the error (MSE) against prediction only with its interval, as shares of
-    prediction only's error.
+    Means of every metric of the main tables, then the change of the error (MSE) against the baseline with its interval,
+    as shares of the baseline's error.
     """
     check(scores)
-    metrics, title = all_metrics(scores), titles(scores)
+    metrics, title = main_metrics(scores), titles(scores)
     leaks = {leak.attack: leak for leak in leaks_of(scores, "mse")}
     table = []
     for row in ordered_rows(scores):
@@ -176,6 +239,8 @@ def summary_rows(scores: Scores) -> list[dict[str, str]]:
 
 
 def _short_control(row: Mapping[str, Any]) -> str:
+    if "title" in row:
+        return f"control: {row['title']}"
     short = control_of(row).short
     return f"control: {short} {release_title(row)}" if row["release"] else f"control: {short}"
 

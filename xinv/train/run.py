@@ -9,7 +9,6 @@ checkpoint.
 import asyncio
 import contextlib
 import functools
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -126,22 +125,48 @@ def _is_lost_peer(error: Exception) -> bool:
     )
 
 
+class _Fitter:
+    """An actor that makes Ray Train's blocking call. Not a thread of the audit: Ray ends a process in which some thread
+    still waits for it after `ray.shutdown`, and a blocked thread cannot be stopped. An actor can be killed."""
+
+    def fit(self, desk: Any, settings: WorkerSettings, folder: str, log: str) -> None:
+        """Start the group and return when its ranks have ended."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        redirect(Path(log))
+        TorchTrainer(
+            _serve,
+            train_loop_config={"desk": desk, "log": log, "threads": settings.cpus},
+            torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo", timeout_s=600),
+            scaling_config=ScalingConfig(
+                num_workers=settings.count,
+                use_gpu=bool(settings.gpus),
+                resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=f"group-{time.time_ns()}",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
+            ),
+        ).fit()
+
+
 class TrainingGroup:
     """`workers.count` ranks under Ray Train, started at the first job. Use as a context manager."""
 
     def __init__(self, settings: WorkerSettings, folder: Path, log: Path) -> None:
         self._settings, self._folder, self._log = settings, folder, log
         self._desk: Any = None
-        self._thread: threading.Thread | None = None
-        self._failure: list[str] = []
+        self._fitter: Any = None
+        self._fit: Any = None
 
     def __enter__(self) -> "TrainingGroup":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-        # After an error or Ctrl-C the ranks may be in mid-training: leaving the cluster ends them, see audit.run.
+        # After an error or Ctrl-C the ranks may be in mid-training: nobody waits for them.
+        self.close(patience=30 if kind is None else 0)
 
     def train(self, job: TrainJob, progress: Progress = silent, events: Events = lambda record: None) -> Summary:
         """Run one job on the group and wait for its end.
@@ -164,16 +189,14 @@ class TrainingGroup:
                 progress(*state["progress"])
             if state["outcome"] is not None:
                 return self._result(state["outcome"])
-            if self._failure:
-                raise WorkError(
-                    f"The training processes ended: {self._failure[0]} The log {self._log} has the whole story."
-                )
+            ended, _ = ray.wait([self._fit], timeout=0.1)
+            if ended:
+                raise WorkError(f"The training processes ended: {self._end()} The log {self._log} has the whole story.")
             if state["ranks"] < self._settings.count and time.monotonic() - begun > self._settings.start_limit:
                 raise WorkError(
                     f"{state['ranks']} of {self._settings.count} training processes started within "
                     f"{self._settings.start_limit} s. Is the cluster busy? Raise workers.start_limit."
                 )
-            time.sleep(0.1)
 
     def _result(self, outcome: dict[str, Any]) -> Summary:
         if "summary" in outcome:
@@ -185,53 +208,40 @@ class TrainingGroup:
         raise WorkError(f"{outcome['message']} The log {self._log} has the whole story.")
 
     def _start(self) -> None:
-        if self._thread is not None:
+        if self._fitter is not None:
             return
         connect(self._settings)
         import ray
 
         self._desk = ray.remote(num_cpus=0, max_concurrency=64)(_Desk).remote()
-        self._thread = threading.Thread(target=self._fit, daemon=True)
-        self._thread.start()
+        self._fitter = ray.remote(num_cpus=0)(_Fitter).remote()
+        folder, log = str(self._folder.resolve()), str(self._log.resolve())
+        self._fit = self._fitter.fit.remote(self._desk, self._settings, folder, log)
 
-    def _fit(self) -> None:
-        """Ray Train's blocking call, in a thread of its own: the audit goes on beside it."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+    def _end(self) -> str:
+        """Why the group ended, in a line."""
+        import ray
+        import ray.exceptions
 
-        settings = self._settings
-        config = {"desk": self._desk, "log": str(self._log.resolve()), "threads": settings.cpus}
-        trainer = TorchTrainer(
-            _serve,
-            train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo", timeout_s=600),
-            scaling_config=ScalingConfig(
-                num_workers=settings.count,
-                use_gpu=bool(settings.gpus),
-                resources_per_worker={"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=f"group-{time.time_ns()}",
-                storage_path=str(self._folder.resolve()),
-                failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
-            ),
-        )
         try:
-            trainer.fit()
-        except Exception as error:  # whatever ends the group ends the audit, which waits in another thread
-            self._failure.append(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__)
-        else:
-            self._failure.append("the group was closed.")
+            ray.get(self._fit)
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            return lines[-1] if lines else type(error).__name__
+        return "the group was closed."
 
-    def close(self) -> None:
-        """Let the ranks end by themselves, so that Ray frees their placement group."""
-        if self._thread is None:
+    def close(self, patience: float = 30) -> None:
+        """Let the ranks end by themselves, so that Ray frees their places; what has not ended after `patience` seconds
+        is killed."""
+        if self._fitter is None:
             return
         import ray
         import ray.exceptions
 
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._desk.close.remote(), timeout=10)
-        self._thread.join(timeout=30)
-        self._thread = None
-        self._failure.clear()
+            ray.wait([self._fit], timeout=patience)
+        for actor in (self._fitter, self._desk):
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        self._fitter = self._desk = self._fit = None

@@ -12,6 +12,7 @@ from xinv.errors import InputError
 from xinv.files import aside, read_json, write_json
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
 from xinv.nets.inverter import Inverter, InverterDesign, ReleaseShape, build_inverter
+from xinv.nets.ridge import RidgeDecoder
 from xinv.nets.surrogate import ImageOnly, SurrogateInverter
 
 NETWORK = "network.json"
@@ -71,10 +72,26 @@ class SurrogateSpec(BaseModel):
         return SurrogateInverter(self.explainer, self.design, self.classes, self.maps[0], self.channels, self.size)
 
 
+class RidgeSpec(BaseModel):
+    """All that is needed to build a ridge decoder, whose weights `leak.closed_form` solves for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ridge"] = "ridge"
+    channels: int
+    size: int
+    classes: int
+    methods: tuple[str, ...]
+    maps: tuple[tuple[int, int, int], ...]
+
+    def build(self) -> RidgeDecoder:
+        return RidgeDecoder(self.classes, self.maps, self.channels, self.size)
+
+
 NetworkSpec = Annotated[ClassifierSpec | InverterSpec | SurrogateSpec, Field(discriminator="kind")]
 
 
-def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec | SurrogateSpec) -> None:
+def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec | SurrogateSpec | RidgeSpec) -> None:
     """Write network.json."""
     write_json(folder / NETWORK, spec.model_dump(mode="json"))
 
@@ -106,10 +123,12 @@ def load_classifier_spec(folder: Path) -> ClassifierSpec:
     return _spec(folder, ClassifierSpec)
 
 
-def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec:
+def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec | RidgeSpec:
     """What the inverter in a stage folder takes and gives."""
-    surrogate = read_json(folder / NETWORK).get("kind") == "surrogate"
-    return _spec(folder, SurrogateSpec) if surrogate else _spec(folder, InverterSpec)
+    kind = read_json(folder / NETWORK).get("kind")
+    if kind == "surrogate":
+        return _spec(folder, SurrogateSpec)
+    return _spec(folder, RidgeSpec) if kind == "ridge" else _spec(folder, InverterSpec)
 
 
 def fill(network: nn.Module, folder: Path) -> None:
