@@ -110,7 +110,9 @@ def test_top_k_by_hand() -> None:
     # The largest of all channels together.
     both = np.concatenate([X, 10 * X], axis=1)
     assert release(settings("top_k", share=0.25), both)[0].tolist() == [[[0, 0], [0, 0]], [[-10, 0], [0, 30]]]
-    assert kept((1, 10, 3), settings("top_k", share=0.1)) == 3  # and not 4, because 0.1 is no tenth
+    equal = release(settings("top_k", share=0.5), np.full((1, 1, 50, 40), -2.0, dtype=np.float32))
+    assert (equal[0, 0, :25] == -2).all() and (equal[0, 0, 25:] == 0).all()
+    assert kept((1, 10, 10), settings("top_k", share=0.07)) == 7  # and not 8, because 0.07 * 100 is a little more
     assert kept((1, 1, 2), settings("top_k", share=1e-9)) == 1
 
 

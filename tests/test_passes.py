@@ -109,6 +109,17 @@ def test_where_not_even_one_class_fits_it_is_said(monkeypatch: pytest.MonkeyPatc
         one_pass(small(), torch.rand(2, 1, 16, 16)).image_gradient()
 
 
+def test_a_freed_pass_keeps_what_was_found() -> None:
+    model, image_BCHW = small(), torch.rand(2, 1, 16, 16)
+    explained = one_pass(model, image_BCHW, 1)
+    gradient_NBCHW, logit_BK = explained.image_gradient(), explained.logits.detach()
+    assert explained.logits.requires_grad
+    explained.free()
+    assert not explained.logits.requires_grad
+    assert torch.equal(explained.logits, logit_BK)
+    assert explained.image_gradient() is gradient_NBCHW
+
+
 class Doubled(torch.autograd.Function):
     """An operation with a backward pass of its own, and no rule for batches of gradients."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_formats import EVERY
 from torch import Tensor
 
 from xinv.data.loader import Reader
@@ -234,18 +235,7 @@ def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path
             np.testing.assert_allclose(one[f"{name}.npy"], other[f"{name}.npy"], rtol=1e-3, atol=1e-6)
 
 
-FORMATS = [
-    FormatSettings(name="minmax", absolute=True),
-    FormatSettings(name="uint8"),
-    FormatSettings(name="bits", bits=3),
-    FormatSettings(name="bits", bits=12),
-    FormatSettings(name="top_k", share=0.2),
-    FormatSettings(name="down_sample", factor=3),
-    FormatSettings(name="heat_map"),
-]
-
-
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: f"{form.name}{form.bits}")
+@pytest.mark.parametrize("form", EVERY[1:], ids=lambda form: f"{form.name}{form.bits}")
 def test_formats_change_the_maps_and_nothing_else(
     tiny_images: Path, target: Path, tmp_path: Path, form: FormatSettings
 ) -> None:

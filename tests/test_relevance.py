@@ -75,19 +75,23 @@ def test_lrp_0_without_biases_is_gradient_times_input() -> None:
     assert torch.allclose(one, other, rtol=1e-2, atol=1e-5)  # but place by place the two are the same all the same
 
 
-def test_a_large_gamma_comes_near_zplus(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = without_biases(small())
-    image_BCHW, class_B = torch.rand(2, 1, 16, 16), classes(0, 1)
-    distance = {}
-    for gamma in (0.0, 1.0, 1000.0):
+def test_gamma_stops_before_the_last_layer() -> None:
+    # At (1, 1): hidden 1 and 2; logit 1 = 3 - 2, shared as it is, each part to its pixel.
+    model = Two([[1.0, 0.0], [0.0, 2.0]], [0.0, 0.0], [[3.0, -1.0], [1.0, -0.5]])
+    torch.testing.assert_close(METHODS["lrp_gamma"].explain(model, two_pixels(1, 1), classes(0)), two_pixels(3, -2))
+    # A logit of 0 takes its shares through 0: they stay finite all the same.
+    map_BMHW = METHODS["lrp_gamma"].explain(model, two_pixels(1, 1), classes(1))
+    assert map_BMHW.isfinite().all() and map_BMHW.abs().max() < 10
+
+
+def test_gamma_goes_from_lrp_0_to_zplus(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Two([[1.0, -0.5], [-1.0, -1.0]], [0.0, 0.0], [[2.0, 1.0], [0.0, 0.0]])
+    found = {}
+    for gamma in (0.0, 1e6):
         monkeypatch.setattr(relevance, "LRP_GAMMA", gamma)
-        map_BMHW = METHODS["lrp_gamma"].explain(model, image_BCHW, class_B)
-        distance[gamma] = float(map_BMHW.clamp(max=0).abs().sum() / map_BMHW.abs().sum())
-    # The head has LRP-0, so that signs are mixed still; within the convolutions the negative share shrinks.
-    zero_BMHW = METHODS["lrp_0"].explain(model, image_BCHW, class_B)
-    monkeypatch.setattr(relevance, "LRP_GAMMA", 0.0)
-    torch.testing.assert_close(METHODS["lrp_gamma"].explain(model, image_BCHW, class_B), zero_BMHW)
-    assert len(set(distance.values())) == 3
+        found[gamma] = METHODS["lrp_gamma"].explain(model, two_pixels(2, 1), classes(0))
+    torch.testing.assert_close(found[0.0], METHODS["lrp_0"].explain(model, two_pixels(2, 1), classes(0)))
+    torch.testing.assert_close(found[1e6], METHODS["lrp_zplus"].explain(model, two_pixels(2, 1), classes(0)))
 
 
 def test_lrp_epsilon_absorbs_what_is_uncertain() -> None:

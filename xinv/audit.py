@@ -35,6 +35,7 @@ from xinv.nets.classifier import build_classifier
 from xinv.parallel import disconnect, map_tasks
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
+from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
@@ -268,7 +269,6 @@ class _Audit:
 
         def work(folder: Path, progress: Progress) -> dict[str, str]:
             self.group.close()  # trainings are over; scoring may have its memory and its GPUs
-            classes = len(Index.load(images.folder).label_names)
             asked = Attack(id=ORIGINALS, kind="originals", methods=self.config.release.methods)
             factory = functools.partial(
                 Scorer,
@@ -283,14 +283,14 @@ class _Audit:
             tasks = [asked, *(_absolute(one) for one in everything)]
             found = self.run_tasks(factory, tasks, progress)
             results = by_attack(tasks, found)
-            results[ORIGINALS]["classes"] = classes
             baseline = everything[0].id
+            released = functools.partial(released_bytes, Index.load(releases.folder))
             scores = {
                 "schema": 1,
                 "audit": self.config.name,
                 "data": self._described(images),
                 "provenance": self._provenance(images, releases, target, *evaluators.values()),
-                **table(everything, results, baseline, self.config.score, self.config.seed),
+                **table(everything, results, baseline, self.config.score, self.config.seed, released),
             }
             save_samples(folder, everything, results)
             write_json(folder / "scores.json", scores)

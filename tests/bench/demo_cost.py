@@ -2,8 +2,9 @@
 
     python tests/bench/demo_cost.py            # runs the demo in a temporary folder, prints one JSON object
 
-Memory is the sum of the proportional set sizes (PSS: shared pages counted once) of the command and all its descendants,
 Memory is the sum of the proportional set sizes (PSS: shared pages counted once) of the command and its descendants,
+sampled once a second (each sample costs some CPU time itself). Ray's daemons are started by the command, so they are
+among them.
 """
 
 import json

@@ -8,9 +8,9 @@ because other programs can only make a run slower. `spread` is the slowest run o
 - all_classes: gradients, and Grad-CAM (Sigma-CAM), of every class. Loop: captum's Saliency and LayerGradCam called
   once a class. Batched: what `xinv.release.passes` does, with the chunks that it finds; `one_chunk` without a bound.
   `difference`: the largest, over the largest magnitude of the loop's maps.
-- precompute: `Explainer` on image shards (reading, explaining, checking, formatting, writing tars) against the forward and
-  backward passes that its maps need, on images that are in memory already. Gradient and Grad-CAM need one forward and
-  one backward pass together; LRP two forward passes and one backward pass more.
+- precompute: `Explainer` on image shards (reading, explaining, checking, formatting, writing tars) against the forward
+  and backward passes that its maps need, on images that are in memory already. Gradient and Grad-CAM need one forward
+  and one backward pass together; LRP two forward passes and one backward pass more.
 """
 
 import argparse

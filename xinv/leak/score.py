@@ -174,7 +174,6 @@ class Scorer:
             "pictures": np.stack([pictures[place] for place in self._shown]),
             "maps": {name: np.stack([found[place] for place in self._shown]) for name, found in maps.items()},
             "shown": [seen["key"][place] for place in self._shown],
-            "map_shapes": {name: list(shape) for name, shape in reader.map_shapes.items()},
         }
 
 

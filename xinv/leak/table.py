@@ -3,7 +3,7 @@
 Axes: N victims, S training seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,43 @@ def _joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(
-    attacks: Sequence[Attack], results: Results, baseline: str, settings: ScoreSettings, seed: int
+    attacks: Sequence[Attack],
+    results: Results,
+    baseline: str,
+    settings: ScoreSettings,
+    seed: int,
+    released: Callable[[Sequence[str]], float],
 ) -> dict[str, Any]:
     """The part of scores.json that follows from the scores of every victim.
 
     Args:
         attacks: all but the originals; those of one id, trained with different seeds, count as one.
-        results: attack id -> what `Scorer` returned (`by_attack`); ORIGINALS -> the originals, with "classes" added.
+        results: attack id -> what `Scorer` returned (`by_attack`); ORIGINALS -> the originals.
         baseline: id of the prediction-only attack. A leak is score(attack) - score(baseline), paired by image.
+        released: bytes that the target gives out for one image with these explanations (`release.formats`).
 
     Returns:
         {"level", "resamples", "images", "identities", "rows", "leaks", "evaluator", "evaluators", "target"}, and "risk"
         and "reidentification" where there is something to say; intervals by a bootstrap over identities, and over
         seeds where there are several.
     """
-    return _Tables(list({one.id: one for one in attacks}.values()), results, baseline, settings, seed).all()
+    return _Tables(list({one.id: one for one in attacks}.values()), results, baseline, settings, seed, released).all()
 
 
 class _Tables:
     """The tables of one audit: what they share."""
 
     def __init__(
-        self, attacks: Sequence[Attack], results: Results, baseline: str, settings: ScoreSettings, seed: int
+        self,
+        attacks: Sequence[Attack],
+        results: Results,
+        baseline: str,
+        settings: ScoreSettings,
+        seed: int,
+        released: Callable[[Sequence[str]], float],
     ) -> None:
         self.attacks, self.results, self.baseline = attacks, results, baseline
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.released = settings, seed, released
         self.originals = results[ORIGINALS]
         self.identity = np.asarray(self.originals["identity"])
         self.cluster_N = np.unique(self.identity, return_inverse=True)[1]
@@ -92,7 +104,6 @@ class _Tables:
     def row(self, attack: Attack) -> dict[str, Any]:
         """One attack's means."""
         result = self.results[attack.id]
-        sizes = [int(np.prod(self.originals["map_shapes"][method])) for method in attack.methods]
         metrics = result["metrics"]
         row = {
             "attack": attack.id,
@@ -102,9 +113,7 @@ class _Tables:
             "partition": PARTITION,
             "n": self.count,
             "seeds": self.seeds(attack),
-            "released_bytes": None
-            if attack.control == "mean_image"
-            else 4.0 * (self.originals["classes"] + sum(sizes)),
+            "released_bytes": None if attack.control == "mean_image" else self.released(attack.methods),
             "metrics": {name: self.interval(values, metric_of(name).range) for name, values in metrics.items()},
         }
         if attack.title:

@@ -171,7 +171,7 @@ def _top_k(map_BMhw: np.ndarray, settings: FormatSettings) -> np.ndarray:
 
 def kept(shape: Sequence[int], settings: FormatSettings) -> int:
     """How many values of a map of `shape` top-k keeps: its share, rounded up."""
-    # 0.1 * 30 is a little more than 3 in floats: do not let that count.
+    # 0.07 * 100 is a little more than 7 in floats: do not let that count.
     return max(1, math.ceil(round(settings.share * math.prod(shape), 6)))
 
 

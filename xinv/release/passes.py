@@ -41,15 +41,18 @@ class Chunks:
     def run(
         self, kind: str, total: int, bytes_each: int, device: torch.device, work: Callable[[int, int], Tensor]
     ) -> Tensor:
-        """`work(start, stop)` over [0, total) in chunks, concatenated; `bytes_each`: what one class takes, roughly."""
+        """`work(start, stop)` over [0, total) in chunks, as one tensor; `bytes_each`: what one class takes, roughly."""
         size = min(total, self.found.get(kind, total))
         if device.type == "cpu":
             size = min(size, max(1, self.budget // max(1, bytes_each)))
-        parts: list[Tensor] = []
+        found: Tensor | None = None
         start = 0
         while start < total:
+            short = False
             try:
-                parts.append(work(start, min(start + size, total)))
+                part = work(start, min(start + size, total))
+                found = part.new_empty(total, *part.shape[1:]) if found is None else found
+                found[start : start + size] = part
                 start += size
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -58,11 +61,14 @@ class Chunks:
                     raise WorkError(
                         "Memory ran out while one class was explained; lower release.batch_size, or use fewer workers."
                     ) from error
+                short = True
+            if short:  # behind the except clause, which holds on to the tensors of what failed
                 size //= 2
                 self.found[kind] = size
-            if device.type == "cuda" and start < total:
-                torch.cuda.empty_cache()
-        return torch.cat(parts)
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+        assert found is not None, "no class to explain"
+        return found
 
 
 def out_of_memory(error: Exception) -> bool:
