@@ -58,7 +58,13 @@ def test_the_budget_bounds_what_goes_backward_at_once(monkeypatch: pytest.Monkey
         return plain(logit_BK, sources, row, batched)
 
     monkeypatch.setattr(passes, "_gradients", watched)
-    for budget, expected in ((4 * each, [4, 4, 1]), (4 * each - 1, [3, 3, 3]), (1, [1] * 9), (100 * each, [9])):
+    for budget, expected in (
+        (4 * each, [4, 4, 1]),
+        (5 * each, [5, 4]),
+        (4 * each - 1, [1] * 9),
+        (1, [1] * 9),
+        (100 * each, [9]),
+    ):
         sizes.clear()
         one_pass(model, image_BCHW, "all", Chunks(budget)).image_gradient()
         assert sizes == expected

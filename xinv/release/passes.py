@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from xinv.errors import InputError, WorkError
 
-CPU_BUDGET = 8 << 20
+CPU_BUDGET = 16 << 20
 """Bytes that the gradients of one chunk of classes may take on a CPU.
 
-Set by its caches rather than by its memory: beyond them a wider chunk is slower than two narrower ones
+Set by its caches rather than by its memory: beyond them a wide chunk is slower than its classes one by one
 (tests/bench/explanations.py prints both). Any machine has this much left.
 """
+
+WORTHWHILE = 4
+"""Classes below which, on a CPU, going batched costs more than it saves."""
 
 Classes = Tensor | int | Literal["all"]
 """The classes explained: class_NB itself, the N with the highest logits, or all in the order of the labels."""
@@ -44,7 +47,8 @@ class Chunks:
         """`work(start, stop)` over [0, total) in chunks, as one tensor; `bytes_each`: what one class takes, roughly."""
         size = min(total, self.found.get(kind, total))
         if device.type == "cpu":
-            size = min(size, max(1, self.budget // max(1, bytes_each)))
+            room = self.budget // max(1, bytes_each)
+            size = min(size, room if room >= WORTHWHILE else 1)
         found: Tensor | None = None
         start = 0
         while start < total:
