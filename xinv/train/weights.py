@@ -105,7 +105,7 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 def load_classifier(folder: Path) -> Classifier:
     """The trained classifier in a stage folder, in eval mode. InputError when the folder holds none."""
     network = _spec(folder, ClassifierSpec).build()
-    _fill(network, folder / WEIGHTS)
+    fill(network, folder)
     return network.eval()
 
 
@@ -113,14 +113,9 @@ def load_inverter(folder: Path) -> nn.Module:
     """The trained inverter in a stage folder, in eval mode: (prediction_BK, maps) -> image_BCHW. InputError when the
     folder holds none."""
     network = load_inverter_spec(folder).build()
-    _fill(network, folder / WEIGHTS)
+    fill(network, folder)
     network.eval()
     return ImageOnly(network).eval() if isinstance(network, SurrogateInverter) else network
-
-
-def load_classifier_spec(folder: Path) -> ClassifierSpec:
-    """What the classifier in a stage folder takes and gives."""
-    return _spec(folder, ClassifierSpec)
 
 
 def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec | RidgeSpec:
@@ -129,11 +124,6 @@ def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec | RidgeSpec
     if kind == "surrogate":
         return _spec(folder, SurrogateSpec)
     return _spec(folder, RidgeSpec) if kind == "ridge" else _spec(folder, InverterSpec)
-
-
-def fill(network: nn.Module, folder: Path) -> None:
-    """Put the weights of a stage folder into `network`, which must have the same shape. InputError otherwise."""
-    _fill(network, folder / WEIGHTS)
 
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -148,7 +138,9 @@ def _spec(folder: Path, kind: type[Spec]) -> Spec:
         ) from error
 
 
-def _fill(network: nn.Module, path: Path) -> None:
+def fill(network: nn.Module, folder: Path) -> None:
+    """Put the weights of a stage folder into `network`. InputError when there are none, or of another shape."""
+    path = folder / WEIGHTS
     try:
         network.load_state_dict(load_file(path))
     except FileNotFoundError:
