@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from trees import picture
 
-from xinv.data import build
+from xinv.data import attacker, build
 from xinv.data.build import DataSettings, build_images, fitted
 from xinv.data.shards import Index, read_shard, verify
 from xinv.data.sources import Record, Source
@@ -27,7 +27,7 @@ def tiny_source(monkeypatch: pytest.MonkeyPatch) -> Source:
     """In place of the real digits: 60 flat images whose gray value is their number."""
     records = tuple(Record(f"{i:08d}", i % 3, f"{i:08d}", {"number": i}) for i in range(60))
     source = Source(records, ("a", "b", "c"), "0" * 64, True, lambda i: np.full((14, 14, 1), i, dtype=np.uint8))
-    monkeypatch.setattr(build, "open_source", lambda settings: source)
+    monkeypatch.setattr(attacker, "open_source", lambda settings: source)
     return source
 
 

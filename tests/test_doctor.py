@@ -209,11 +209,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cache_is_where_torch_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.cpp_extension import _get_build_directory
 
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "users"))
+    extension.before_loading()
+    assert extension.op_library().parent == Path(_get_build_directory(extension.OP, False)).resolve()
+    assert extension.op_library().is_relative_to(tmp_path / "users")
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ours = extension.op_library()
+    assert ours.is_relative_to(tmp_path / "xinv")
+    extension.before_loading()
+    assert ours.parent == Path(_get_build_directory(extension.OP, False)).resolve() == extension.op_library().parent
+
+
+def test_two_environments_do_not_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert extension.op_library().parent == Path(_get_build_directory(extension.OP, False))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "other"))
-    assert extension.op_library().parent == Path(_get_build_directory(extension.OP, False))
+    ours = extension.op_library()
+    monkeypatch.setattr(extension.sys, "prefix", str(tmp_path / "other-environment"))
+    assert extension.op_library() != ours
 
 
 def test_the_operation_is_missing_foreign_or_built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

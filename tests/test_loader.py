@@ -357,3 +357,16 @@ def test_the_training_loop_cannot_read_the_victims(tiny_images, tiny_releases, t
     with pytest.raises(InputError, match="is kept for scoring"):
         train(job)
     assert not (tmp_path / "job" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2 << 30])
+def test_a_limit_reads_the_first_samples_alone(tiny_images, tiny_releases, memory_bytes):
+    keys = partition_keys(tiny_images)
+    reader = Reader(tiny_images, "attack", tiny_releases, ("gradient",), limit=13, memory_bytes=memory_bytes)
+    assert reader.samples == 13
+    assert real_keys(list(reader.once(4))) == keys[:13]
+    assert sorted(real_keys(list(reader.epoch(0, 4)))) == sorted(keys[:13])
+    assert Reader(tiny_images, "attack", limit=len(keys)).samples == len(keys)
+    for wrong in (0, len(keys) + 1):
+        with pytest.raises(InputError, match=rf"{wrong} images of the partition 'attack' .* it has {len(keys)}"):
+            Reader(tiny_images, "attack", limit=wrong)

@@ -396,7 +396,7 @@ def test_array_of_another_shape_is_refused(tiny_releases, tmp_path):
 
 def test_label_without_a_name_is_refused(images):
     edit_index(images, lambda index: index.update(label_names=["cross", "disc"]))
-    with pytest.raises(InputError, match="needs a label from 0 to 1"):
+    with pytest.raises(InputError, match="needs a label from 0 to 1, or -1 for none"):
         read_shard(images, Index.load(images), "attack", 0)
 
 

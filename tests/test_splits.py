@@ -147,3 +147,49 @@ def test_check_disjoint_by_identity(one, other, allowed):
     else:
         with pytest.raises(InputError, match=f"'anna' is in {one} and in {other}"):
             check_disjoint(keys, people, "identity")
+
+
+# --- the attacker's images -------------------------------------------------------------------------------------------
+
+OTHERS = ("target", "target_validation", "victim", "gallery", "gallery_validation")
+
+
+def test_how_many_and_which_images_the_attacker_has_changes_nobody_elses():
+    records, sizes = digits(600), {"target": 100, "victim": 50, "gallery": 150}
+    plain = split(records, SplitSettings(**sizes, attack=200), seed=3)
+    fewer = split(records, SplitSettings(**sizes, attack=60), seed=3)
+    small_labels = [i for i, record in enumerate(records) if record.label < 5]
+    shifted = split(records, SplitSettings(**sizes, attack=120), seed=3, attackable=small_labels)
+    for name in OTHERS:
+        assert plain[name] == fewer[name] == shifted[name]
+    assert {records[i].label for name in ("attack", "attack_validation") for i in shifted[name]} == set(range(5))
+    with pytest.raises(InputError, match=r"200 attack images, and 1\d\d that data\.attacker allows are left"):
+        split(records, SplitSettings(**sizes, attack=200), seed=3, attackable=small_labels)
+
+
+def test_an_attacker_with_a_source_of_its_own_draws_from_that_alone():
+    shared, theirs = digits(300), [Record(f"attacker-{i}", -1, f"attacker-{i}", {}) for i in range(80)]
+    settings = SplitSettings(target=100, attack=80, victim=50, gallery=150)
+    parts = split([*shared, *theirs], settings, 0, range(300, 380), 300)
+    assert sorted(parts["attack"] + parts["attack_validation"]) == list(range(300, 380))
+    assert max(i for name in OTHERS for i in parts[name]) < 300
+    with pytest.raises(InputError, match=r"100 target .* 150 gallery = 300 images, and the source has 290"):
+        split([*shared[:290], *theirs], settings, 0, range(290, 370), 290)
+
+
+def test_identity_mode_keeps_a_shifted_attacker_apart_too():
+    records = faces([1 + i % 7 for i in range(200)])
+    settings = SplitSettings(target=150, attack=80, victim=40, gallery=60, disjoint="identity")
+    plain = split(records, settings, 1)
+    shifted = split(records, settings, 1, [i for i, record in enumerate(records) if record.label == 1])
+    for name in OTHERS:
+        assert plain[name] == shifted[name]
+    assert {records[i].label for name in ("attack", "attack_validation") for i in shifted[name]} == {1}
+    others = identities(records, shifted, *OTHERS)
+    assert not others & identities(records, shifted, "attack", "attack_validation")
+    assert not identities(records, shifted, "attack") & identities(records, shifted, "attack_validation")
+    theirs = [Record(f"attacker-{i}", i % 2, f"attacker-{i // 3}", {}) for i in range(120)]
+    parts = split([*records, *theirs], settings, 1, range(len(records), len(records) + 120), len(records))
+    for name in OTHERS:
+        assert parts[name] == plain[name]
+    assert min(parts["attack"] + parts["attack_validation"]) >= len(records)

@@ -27,6 +27,7 @@ from xinv.train.weights import (
 )
 
 Work = Callable[[Path, Progress], Any]
+RidgeTask = tuple[RidgeSpec, Path, Path, Path, int | None]
 INVERTER_FORMAT = 1
 SURROGATE_FORMAT = 1
 RIDGE_FORMAT = 1
@@ -72,6 +73,7 @@ def _inverter(
         "images": images.id,
         "releases": releases.id,
         "methods": list(methods),
+        "limit": attack.images,
         "seed": seed,
     }
 
@@ -91,6 +93,7 @@ def _inverter(
             images=images.folder.resolve(),
             releases=releases.folder.resolve(),
             partition="attack",
+            limit=attack.images,
             settings=attack.training,
             seed=seed,
         )
@@ -111,7 +114,14 @@ def ridges(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
 def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[str, ...]) -> Attack:
     data = audit.config.data
     label = " + ".join(methods)
-    identity = {"format": RIDGE_FORMAT, "images": images.id, "releases": releases.id, "methods": list(methods)}
+    limit = audit.config.attack.images
+    identity = {
+        "format": RIDGE_FORMAT,
+        "images": images.id,
+        "releases": releases.id,
+        "methods": list(methods),
+        "limit": limit,
+    }
 
     def work(folder: Path, progress: Progress) -> dict[str, float]:
         spec = RidgeSpec(
@@ -121,7 +131,7 @@ def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[s
             methods=methods,
             maps=tuple(_map_shape(releases, method) for method in methods),
         )
-        task = (spec, folder.resolve(), images.folder.resolve(), releases.folder.resolve())
+        task = (spec, folder.resolve(), images.folder.resolve(), releases.folder.resolve(), limit)
         (found,) = audit.run_tasks(_ridge_solver, [task], progress)
         return found
 
@@ -136,13 +146,13 @@ def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[s
     )
 
 
-def _ridge_solver() -> Callable[[tuple[RidgeSpec, Path, Path, Path]], dict[str, float]]:
+def _ridge_solver() -> Callable[[RidgeTask], dict[str, float]]:
     """Built in a worker process: solves one ridge regression and writes its network folder."""
 
-    def solve(task: tuple[RidgeSpec, Path, Path, Path]) -> dict[str, float]:
-        spec, folder, images, releases = task
+    def solve(task: RidgeTask) -> dict[str, float]:
+        spec, folder, images, releases, limit = task
         network = spec.build()
-        found = fit_ridge(network, images, releases, spec.methods, batch_size=256)
+        found = fit_ridge(network, images, releases, spec.methods, batch_size=256, limit=limit)
         save_spec(folder, spec)
         save_weights(folder / WEIGHTS, dict(network.state_dict()))
         return found
@@ -184,6 +194,7 @@ def _surrogate_model(audit: Stages, images: Finished, releases: Finished, settin
         "learns": settings.learns,
         "images": images.id,
         "releases": releases.id if distils else None,
+        "limit": audit.config.attack.images,
         "seed": seed,
     }
 
@@ -198,6 +209,7 @@ def _surrogate_model(audit: Stages, images: Finished, releases: Finished, settin
             images=images.folder.resolve(),
             releases=releases.folder.resolve() if distils else None,
             partition="attack",
+            limit=audit.config.attack.images,
             settings=settings.training,
             seed=seed,
         )
@@ -237,6 +249,7 @@ class _SurrogateTraining:
             "lessons": self.explained.id,
             "method": self.method,
             "start": start.id if start else None,
+            "limit": attack.images,
             "seed": seed,
         }
 
@@ -260,6 +273,7 @@ class _SurrogateTraining:
                 start=start.folder.resolve() if start else None,
                 frozen=("explainer",) if start else (),
                 partition="attack",
+                limit=attack.images,
                 settings=attack.training,
                 seed=seed,
             )

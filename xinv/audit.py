@@ -26,9 +26,9 @@ from PIL import Image
 
 from xinv.attacks import inverters, ridges, surrogate_attacks
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
+from xinv.data.attacker import open_images
 from xinv.data.build import build_images
 from xinv.data.shards import Index, people
-from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
@@ -47,7 +47,7 @@ from xinv.train.weights import ClassifierSpec, load_classifier, load_inverter
 Stop = Literal["images", "target", "releases", "inverters", "scores", "report"]
 Screen = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
-FORMATS = {"images": 1, "classifier": 1, "releases": 1, "scores": 2}
+FORMATS = {"images": 2, "classifier": 1, "releases": 1, "scores": 2}
 """Raised when a stage's code changes what it computes, so that results of the older code are not taken for it."""
 
 
@@ -139,7 +139,7 @@ class _Audit:
     def images(self) -> Finished:
         """Image shards of every partition."""
         data, seed = self.config.data, self.config.seed
-        source = open_source(data.source)
+        source, _, _ = open_images(data.source, data.attacker)
         identity = {
             "format": FORMATS["images"],
             "settings": data.model_dump(mode="json"),

@@ -76,6 +76,9 @@ class AttackSettings(BaseModel):
         default_factory=dict, description="inverter designs of the user's own, by name"
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    images: int | None = Field(
+        None, ge=2, description="how many of the attacker's images to train on, its validation part aside; null: all"
+    )
     seeds: int = Field(1, ge=1, le=100, description="trainings of every inverter, from different initial weights")
     surrogate: SurrogateSettings | None = Field(
         None, description="also attack as if the target explained nothing; null: do not"
@@ -135,6 +138,18 @@ class AuditConfig(BaseModel):
                     raise ValueError(
                         f"attack.releases names {name!r}, which release.methods does not hold; add it there"
                     )
+        attacker, split = self.data.attacker, self.data.split
+        if surrogate and surrogate.learns == "labels" and attacker and attacker.source:
+            raise ValueError(
+                "attack.surrogate.learns: labels needs an attacker whose images have the target's labels, and "
+                "data.attacker.source brings others; use learns: predictions"
+            )
+        most = split.attack - split.validation_part("attack")
+        if self.attack.images and self.attack.images > most:
+            raise ValueError(
+                f"attack.images is {self.attack.images}, and data.split leaves the attacker {most} images to train on; "
+                "lower it, or raise data.split.attack"
+            )
         people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
         if people and self.data.split.disjoint != "identity":
             raise ValueError(

@@ -1,7 +1,8 @@
 """DeepSpeed's compiled operation for processes that talk on one CPU machine: is it built, and building it early.
 
 DeepSpeed has torch compile `deepspeed_shm_comm` at the first training on a machine without a GPU (half a minute), and
-loads it from torch's cache afterwards. DeepSpeed itself runs in a process of its own here.
+loads it from a cache afterwards: one of this Python environment's own, because torch's cache serves one user, and two
+environments in it would build over each other at every turn. DeepSpeed itself runs in a process of its own here.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from xinv.errors import WorkError
+from xinv.files import digest
 from xinv.progress import Progress, silent
 
 OP = "deepspeed_shm_comm"
@@ -69,8 +71,10 @@ def prepare(progress: Progress = silent) -> str:
 
 
 def before_loading() -> None:
-    """What every process must do before DeepSpeed loads the operation: find ninja, and not wait for a dead build."""
+    """What every process must do before DeepSpeed loads the operation: find ninja and the cache of this environment,
+    and not wait for a dead build."""
     os.environ["PATH"] = search_path()
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_own_cache()))
     lock = stale_lock()
     if lock is not None:
         lock.unlink(missing_ok=True)
@@ -125,20 +129,14 @@ def op_needed() -> bool:
 
 
 def op_library() -> Path:
-    """Where torch keeps the compiled operation (torch.utils.cpp_extension makes the same path)."""
+    """Where the compiled operation is kept: in TORCH_EXTENSIONS_DIR where the user sets it, else in our cache."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if root:
-        return Path(root).resolve() / OP / f"{OP}.so"
-    kind = "cpu"
-    with contextlib.suppress(ImportError, OSError):
-        import torch.version
+    return (Path(root).resolve() if root else _own_cache()) / OP / f"{OP}.so"
 
-        if torch.version.hip:
-            kind = "rocm" + torch.version.hip.replace(".", "")
-        elif torch.version.cuda:
-            kind = "cu" + torch.version.cuda.replace(".", "")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
-    return cache.resolve() / f"py{sys.version_info.major}{sys.version_info.minor}_{kind}" / OP / f"{OP}.so"
+
+def _own_cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xinv"
+    return cache.resolve() / f"torch-extensions-{digest(sys.prefix)}"
 
 
 def built_here(library: Path) -> bool:

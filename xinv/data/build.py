@@ -11,9 +11,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import xinv
+from xinv.data.attacker import AttackerSettings, open_images
 from xinv.data.fields import FieldSchema
 from xinv.data.shards import INDEX_NAME, Index, ShardEntry, shard_path, write_shard
-from xinv.data.sources import Source, SourceSettings, open_source
+from xinv.data.sources import Source, SourceSettings
 from xinv.data.splits import PARTITIONS, SplitSettings, split
 from xinv.errors import InputError
 from xinv.files import make_private
@@ -42,6 +43,9 @@ class DataSettings(BaseModel):
     )
     repeat_gray: bool = Field(False, description="with channels 3, show gray images as colour; otherwise an error")
     split: SplitSettings = Field(description="how many images each party gets")
+    attacker: AttackerSettings | None = Field(
+        None, description="what sets the attacker's images apart from everybody's; null: nothing does"
+    )
     shard_samples: int = Field(250, ge=1, description="samples of one shard; the last of a partition may be shorter")
 
     @field_validator("crop")
@@ -64,8 +68,8 @@ def build_images(settings: DataSettings, seed: int, folder: Path, progress: "Pro
     InputError: a source that is missing, too few images; an image that is damaged, too small or of the wrong channels,
     with its name. OSError: the disk.
     """
-    source = open_source(settings.source)
-    parts = split(source.records, settings.split, seed)
+    source, attackable, shared = open_images(settings.source, settings.attacker)
+    parts = split(source.records, settings.split, seed, attackable, shared)
     make_private(folder)
     (folder / INDEX_NAME).unlink(missing_ok=True)
     for partition in PARTITIONS:

@@ -116,6 +116,23 @@ class _Rows:
         return sum(array.nbytes for array in self.arrays.values())
 
 
+def _limited(counts: list[int], limit: int | None, partition: str) -> list[int]:
+    """`counts` of whole shards, cut to the first `limit` samples."""
+    if limit is None:
+        return counts
+    if not 1 <= limit <= sum(counts):
+        raise InputError(
+            f"{limit} images of the partition {partition!r} are asked for, and it has {sum(counts)}; ask for as many "
+            "at most, or for a larger partition."
+        )
+    found: list[int] = []
+    for count in counts:
+        found.append(min(count, limit - sum(found)))
+        if sum(found) == limit:
+            break
+    return found
+
+
 def as_float(stored: torch.Tensor) -> torch.Tensor:
     """What was stored as float32: pixels and other unsigned codes in [0, 1], floats as they are."""
     if stored.dtype in (torch.uint8, torch.uint16):
@@ -130,9 +147,10 @@ class Reader:
     `memory_bytes` of decoded samples can hold, so both are part of the plan: keep them when a run resumes.
     Shards stay decoded while they fit (least recently used go first); a set that fits is decoded once. One that does
     not is read one batch ahead by a thread, and each rank decodes its own share alone.
+    `limit`: read only the first so many samples, a random part, because shards hold a partition in random order.
     `purpose`: the victims are scored and serve nothing else, so the partition `victim` opens for "score" alone.
-    InputError: unknown partition or method, sets that do not belong together, a shard that is not what its index says,
-    victims asked for without that purpose.
+    InputError: a limit beyond the partition, unknown partition or method, sets that do not belong together, a shard
+    that is not what its index says, victims asked for without that purpose.
     """
 
     def __init__(
@@ -145,6 +163,7 @@ class Reader:
         seed: int = 0,
         window: int = 4096,
         memory_bytes: int = 2 << 30,
+        limit: int | None = None,
         purpose: Literal["train", "score"] = "train",
     ) -> None:
         if partition.removesuffix("_validation") == VICTIM and purpose != "score":
@@ -159,7 +178,7 @@ class Reader:
         if index.kind != "images":
             raise InputError(f"{images} is a set of {index.kind}; expected a set of images.")
         self._image_index, self._release_index = index, self._checked_releases(index)
-        self._counts = [entry.samples for entry in index.entries(partition)]
+        self._counts = _limited([entry.samples for entry in index.entries(partition)], limit, partition)
         self.samples: int = sum(self._counts)
         height, width, channels = index.fields["png"].shape
         self.image_shape: tuple[int, int, int] = (channels, height, width)

@@ -301,9 +301,10 @@ def _decoded(path: Path, raw: Mapping[str, Any], index: Index, fields: Collectio
     if index.kind == "images" and "json" in sample:
         facts, labels = sample["json"], len(index.label_names)
         label, identity = facts.get("label"), facts.get("identity")
-        if not isinstance(label, int) or not 0 <= label < labels or not isinstance(identity, str):
+        # (-1: an image of the attacker's that shows none of what the target tells apart)
+        if not isinstance(label, int) or not -1 <= label < labels or not isinstance(identity, str):
             raise InputError(
-                f"{path}: {raw['__key__']}.json needs a label from 0 to {labels - 1} and an identity, "
+                f"{path}: {raw['__key__']}.json needs a label from 0 to {labels - 1}, or -1 for none, and an identity, "
                 f"and has {label!r} and {identity!r}. {MEND}"
             )
     return sample

@@ -5,7 +5,7 @@ search may look at; `victim` is scored once; `gallery` trains the evaluator. Eac
 partition's number.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from xinv.data.sources import Record
 
 PARTITIONS = ("target", "target_validation", "attack", "attack_validation", "victim", "gallery", "gallery_validation")
+ATTACKERS = ("attack", "attack_validation")
+OTHERS = tuple(name for name in PARTITIONS if name not in ATTACKERS)
 
 # In identity mode no person may be in two of these groups. The gallery shows the victims: the evaluator must know them.
 IDENTITY_GROUPS: dict[str, str] = {
@@ -50,19 +52,30 @@ class SplitSettings(BaseModel):
         return min(count - 1, max(1, round(self.validation * count)))
 
 
-def split(records: Sequence["Record"], settings: SplitSettings, seed: int) -> dict[str, list[int]]:
+def split(
+    records: Sequence["Record"],
+    settings: SplitSettings,
+    seed: int,
+    attackable: Collection[int] | None = None,
+    shared: int | None = None,
+) -> dict[str, list[int]]:
     """Positions in `records` of every partition's images, in no particular order; the same for the same arguments.
 
     Image mode: every partition has the labels in the proportions of `records`, to within an image or two a label.
     Identity mode: target, attack, attack_validation and victim show different people; the gallery other images of the
     victims.
+    The attacker draws last, so nobody else's images depend on how many or which ones the attacker has.
     Images beyond the numbers asked for are left out. InputError, with the arithmetic, when there are too few.
+
+    Args:
+        attackable: positions that the attacker may draw from; null: all.
+        shared: the first so many records are everybody's, the rest the attacker's alone; null: all are everybody's.
     """
     generator = np.random.default_rng([seed, 0])
-    if settings.disjoint == "identity":
-        parts = _split_identities(records, settings, generator)
-    else:
-        parts = _split_images(records, settings, generator)
+    shared = len(records) if shared is None else shared
+    attackable = range(len(records)) if attackable is None else attackable
+    divide = _split_identities if settings.disjoint == "identity" else _split_images
+    parts = divide(records, settings, generator, attackable, shared)
     names = {name: [records[i].key for i in parts[name]] for name in PARTITIONS}
     people = {name: [records[i].identity for i in parts[name]] for name in PARTITIONS}
     check_disjoint(names, people, settings.disjoint)
@@ -117,21 +130,38 @@ def _interleave(members: Iterable[int], label_of: Sequence[object], generator: n
 
 
 def _split_images(
-    records: Sequence["Record"], settings: SplitSettings, generator: np.random.Generator
+    records: Sequence["Record"],
+    settings: SplitSettings,
+    generator: np.random.Generator,
+    attackable: Collection[int],
+    shared: int,
 ) -> dict[str, list[int]]:
-    asked = settings.target + settings.attack + settings.victim + settings.gallery
-    if asked > len(records):
+    theirs = len(records) - shared
+    asked = settings.target + settings.victim + settings.gallery + (0 if theirs else settings.attack)
+    if asked > shared:
+        attack = "" if theirs else f"{settings.attack} attack + "
         raise InputError(
-            f"the split asks for {settings.target} target + {settings.attack} attack + {settings.victim} victim + "
-            f"{settings.gallery} gallery = {asked} images, and the source has {len(records)}; "
-            f"lower data.split by {asked - len(records)}."
+            f"the split asks for {settings.target} target + {attack}{settings.victim} victim + {settings.gallery} "
+            f"gallery = {asked} images, and the source has {shared}; lower data.split by {asked - shared}."
         )
-    order = _interleave(range(len(records)), [record.label for record in records], generator)
-    parts, start = {}, 0
-    for name, count in _counts(settings).items():
-        parts[name] = order[start : start + count]
-        start += count
-    return parts
+    counts, labels = _counts(settings), [record.label for record in records]
+    order = _interleave(range(shared), labels, generator)
+    parts: dict[str, list[int]] = {}
+    start = 0
+    for name in OTHERS:
+        parts[name] = order[start : start + counts[name]]
+        start += counts[name]
+    left = _interleave(range(shared, len(records)), labels, generator) if theirs else order[start:]
+    allowed = set(attackable)
+    left = [position for position in left if position in allowed]
+    if len(left) < settings.attack:
+        raise InputError(
+            f"the split asks for {settings.attack} attack images, and {len(left)} that data.attacker allows are left; "
+            f"lower data.split.attack by {settings.attack - len(left)}."
+        )
+    for name in ATTACKERS:
+        parts[name], left = left[: counts[name]], left[counts[name] :]
+    return {name: parts[name] for name in PARTITIONS}
 
 
 def _counts(settings: SplitSettings) -> dict[str, int]:
@@ -145,20 +175,26 @@ def _counts(settings: SplitSettings) -> dict[str, int]:
 
 
 def _split_identities(
-    records: Sequence["Record"], settings: SplitSettings, generator: np.random.Generator
+    records: Sequence["Record"],
+    settings: SplitSettings,
+    generator: np.random.Generator,
+    attackable: Collection[int],
+    shared: int,
 ) -> dict[str, list[int]]:
     counts = _counts(settings)
     labels = [record.label for record in records]
-    people: dict[str, list[int]] = {}
-    for position, record in enumerate(records):
-        people.setdefault(record.identity, []).append(position)
-    names = sorted(people)
-    free = [names[i] for i in generator.permutation(len(names))]
-
+    people = _by_identity(records, range(shared))
+    free = _shuffled(people, generator)
     victims = _choose_victims(free, people, counts)
     parts = _share_victims(victims, people, counts, generator)
     free = [name for name in free if name not in set(victims)]
-    for name in ("target", "attack", "attack_validation"):
+    for name in ("target", *ATTACKERS):
+        if name == "attack":
+            # Whom target and victims do not show, and of them the images that the attacker may have.
+            allowed = set(attackable)
+            own = shared < len(records)
+            people = _by_identity(records, [i for i in range(len(records)) if i in allowed])
+            free = _shuffled(people, generator) if own else [name for name in free if name in people]
         needed = settings.target if name == "target" else counts[name]
         found: list[int] = []
         while len(found) < needed:
@@ -175,6 +211,18 @@ def _split_identities(
             found = found[: counts["target"]]
         parts[name] = found
     return {name: parts[name] for name in PARTITIONS}
+
+
+def _by_identity(records: Sequence["Record"], positions: Iterable[int]) -> dict[str, list[int]]:
+    people: dict[str, list[int]] = {}
+    for position in positions:
+        people.setdefault(records[position].identity, []).append(position)
+    return people
+
+
+def _shuffled(people: Iterable[str], generator: np.random.Generator) -> list[str]:
+    names = sorted(people)
+    return [names[i] for i in generator.permutation(len(names))]
 
 
 def _choose_victims(free: Sequence[str], people: dict[str, list[int]], counts: dict[str, int]) -> list[str]:

@@ -16,9 +16,16 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 
 
 def fit_ridge(
-    network: RidgeDecoder, images: Path, releases: Path, methods: tuple[str, ...], batch_size: int
+    network: RidgeDecoder,
+    images: Path,
+    releases: Path,
+    methods: tuple[str, ...],
+    batch_size: int,
+    limit: int | None = None,
 ) -> dict[str, float]:
     """Fill `network` with the best ridge solution; {"strength", "mse" on the validation part, "images"}.
+
+    `limit`: solve on so many of the attacker's images; null: on all.
 
     Features are standardised for the penalty (a weight's size should not depend on its feature's unit); the constant is
     not penalised. Memory: one D x D and one D x P matrix in float64, whatever the number of images.
@@ -26,7 +33,7 @@ def fit_ridge(
     inputs, outputs = network.weight_DP.shape
     gram_DD = torch.zeros(inputs, inputs, dtype=torch.float64)
     cross_DP = torch.zeros(inputs, outputs, dtype=torch.float64)
-    data = Reader(images, "attack", releases, methods)
+    data = Reader(images, "attack", releases, methods, limit=limit)
     for batch in data.once(batch_size):
         assert batch.prediction_BK is not None
         feature_BD = network.features(batch.prediction_BK, list(batch.maps.values())).double()

@@ -52,6 +52,7 @@ class TrainJob(BaseModel):
     start: Path | None = Field(None, description="trained network of the same shape to start from")
     frozen: tuple[str, ...] = Field((), description="parts of the network (submodules) that keep their weights")
     partition: str = Field(description="trained on; PARTITION_validation selects")
+    limit: int | None = Field(None, description="train on so many images of the partition; null: on all")
     settings: TrainingSettings
     seed: int
 
@@ -117,6 +118,7 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
         "seed": job.seed,
         "window": settings.shuffle_window,
         "memory_bytes": settings.memory_mib << 20,
+        "limit": job.limit if partition == job.partition else None,
     }
     if job.lessons is not None:
         assert job.releases is not None, "lessons go with the target's predictions"
