@@ -106,6 +106,20 @@ def test_identity_mode_falls_back_to_the_fewest_people():
     assert identities(records, parts, "victim") == {"person0", "person1", "person2"}
 
 
+def test_so_many_people_with_so_many_images_each():
+    records = faces([50, 30, 9, 8, 7] + [3] * 60)
+    sizes = {"target": 20, "attack": 40, "victim": 10, "gallery": 20, "disjoint": "identity"}
+    parts = split(records, SplitSettings(**sizes, people=4, most_images=10), seed=0)
+    shown = [records[i].identity for name in ("victim", "gallery", "gallery_validation") for i in parts[name]]
+    assert set(shown) == {"person0", "person1", "person2", "person3"}
+    assert max(shown.count(person) for person in set(shown)) <= 10 and len(shown) == 30
+    with pytest.raises(InputError, match=r"30 images of 4 people .* have 20; .* or change \.people"):
+        split(records, SplitSettings(**sizes, people=4, most_images=5), seed=0)
+    for wrong in ({"people": 4}, {"most_images": 5}):
+        with pytest.raises(ValidationError, match="they need disjoint: identity"):
+            SplitSettings(**{**sizes, "disjoint": "image", **wrong})
+
+
 def test_identity_mode_says_when_victims_lack_images():
     with pytest.raises(InputError, match=r"victim and gallery need 10 \+ 20 = 30 images .* have 0"):
         split(faces([1] * 100), SplitSettings(target=5, attack=5, victim=10, gallery=20, disjoint="identity"), 0)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xinv.errors import InputError
 
@@ -45,6 +45,25 @@ class SplitSettings(BaseModel):
     disjoint: Literal["image", "identity"] = Field(
         "image", description="what target, attack and victim never share: an image, or a person ('identity')"
     )
+
+    people: int | None = Field(
+        None,
+        ge=2,
+        description="victims are so many people, those with the most images; null: any people whose images suffice "
+        "(with disjoint: identity)",
+    )
+    most_images: int | None = Field(
+        None,
+        ge=2,
+        description="images of one victim that victim and gallery use together at most, so that nobody outweighs the "
+        "others; null: any number (with disjoint: identity)",
+    )
+
+    @model_validator(mode="after")
+    def _people_need_identities(self) -> "SplitSettings":
+        if self.disjoint != "identity" and (self.people or self.most_images):
+            raise ValueError("people and most_images choose victims by person; they need disjoint: identity")
+        return self
 
     def validation_part(self, partition: Literal["target", "attack", "gallery"]) -> int:
         """Images of `partition` that are kept for validation: at least one, never all."""
@@ -185,8 +204,9 @@ def _split_identities(
     labels = [record.label for record in records]
     people = _by_identity(records, range(shared))
     free = _shuffled(people, generator)
-    victims = _choose_victims(free, people, counts)
-    parts = _share_victims(victims, people, counts, generator)
+    usable = {name: images[: settings.most_images] for name, images in people.items()}
+    victims = _choose_victims(free, usable, counts, settings.people)
+    parts = _share_victims(victims, usable, counts, generator)
     free = [name for name in free if name not in set(victims)]
     for name in ("target", *ATTACKERS):
         if name == "attack":
@@ -225,32 +245,33 @@ def _shuffled(people: Iterable[str], generator: np.random.Generator) -> list[str
     return [names[i] for i in generator.permutation(len(names))]
 
 
-def _choose_victims(free: Sequence[str], people: dict[str, list[int]], counts: dict[str, int]) -> list[str]:
+def _choose_victims(
+    free: Sequence[str], people: dict[str, list[int]], counts: dict[str, int], number: int | None
+) -> list[str]:
     """People with images enough for victim and gallery. Each is in both, so no more people than the smaller holds."""
     gallery = counts["gallery"] + counts["gallery_validation"]
     needed = counts["victim"] + gallery
-    most = min(counts["victim"], counts["gallery"])
+    most = min(counts["victim"], counts["gallery"], *([number] if number else []))
     threshold = max(2, -(-needed // most))
     # People with at least needed / most images each: any of them will do, in random order. If they do not suffice,
     # those with the most images first, which is the fewest people that can.
     several = [name for name in free if len(people[name]) >= 2]
-    orders = (
-        [name for name in several if len(people[name]) >= threshold],
-        sorted(several, key=lambda name: -len(people[name])),
-    )
-    for order in orders:
+    richest = sorted(several, key=lambda name: -len(people[name]))
+    enough = [name for name in several if len(people[name]) >= threshold]
+    for order in (richest,) if number else (enough, richest):
         chosen: list[str] = []
         images = 0
         for name in order:
-            if images >= needed or len(chosen) == most:
+            if len(chosen) == most or (images >= needed and not number):
                 break
             chosen.append(name)
             images += len(people[name])
-        if images >= needed:
+        if images >= needed and len(chosen) >= (number or 0):
             return chosen
     raise InputError(
-        f"victim and gallery need {counts['victim']} + {gallery} = {needed} images of at most {most} people "
-        f"(each is in both), and those with the most images have {images}; lower data.split.victim or .gallery."
+        f"victim and gallery need {counts['victim']} + {gallery} = {needed} images of "
+        f"{f'{number} people' if number else f'at most {most} people'} (each is in both), and those with the most "
+        f"images have {images}; lower data.split.victim or .gallery{', or change .people' if number else ''}."
     )
 
 
