@@ -38,6 +38,17 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
         ("attack.inverters=[flaten]", ["flaten", "known are", "flatten_unet"]),
         ("attack.releases=[[lrp_epsilon]]", ["lrp_epsilon", "release.methods"]),
         ("name=../elsewhere", ["name"]),
+        ("attack.explanation_dropout=1.0", ["attack.explanation_dropout", "below 1"]),
+        ("attack.explanation_dropout=0", ["attack.explanation_dropout", "above 0"]),
+        ("attack.explanation_dropout=0.5", ["no group has two", "attack.releases=[[gradient, grad_cam]]"]),
+        (
+            "attack={explanation_dropout: 0.5, releases: [[gradient], [gradient, grad_cam], [grad_cam, gradient]]}",
+            ["[grad_cam, gradient] repeats"],
+        ),
+        (
+            "attack={explanation_dropout: 0.5, releases: [[a, b, c, d, e, f, g]]}",
+            ["7 explanations", "2^7 = 128 subsets", "at most 6 (2^6 = 64)"],
+        ),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
