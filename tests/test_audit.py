@@ -157,13 +157,15 @@ def test_pictures_reach_wandb_only_when_asked_for(done: Done) -> None:
     assert any("original" in path.name for path in files) and any("mean_image" in path.name for path in files)
 
 
-def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
-    """A target that explains nothing, attacked through the attacker's own model; two judges; every inverter twice."""
+def test_surrogate_two_evaluators_two_seeds_and_every_subset(done: Done) -> None:
+    """A target that explains nothing, attacked through the attacker's own model; two judges; every inverter twice; one
+    of two explanations with each of them withheld at times."""
     runs, _ = done
     more = audit(
         runs,
         "name=more",
-        "release.methods=[gradient]",
+        "attack.releases=[[gradient], [gradient, grad_cam]]",
+        "attack.explanation_dropout=0.4",
         "attack.seeds=2",
         "attack.controls=[ridge]",
         "evaluators.plain={network: {network: cnn, width: 4}, training: {epochs: 2}}",
@@ -173,8 +175,22 @@ def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
     scores = scores_of(runs, "more")
     rows = {row["attack"]: row for row in scores["rows"]}
     surrogate = [f"surrogate_{role}:grad_cam" for role in ("same_capacity", "two_stage", "joint")]
-    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate, "ridge:gradient"]
-    assert rows["flatten_unet:gradient"]["seeds"] == 2
+    whole = "flatten_unet:gradient+grad_cam"
+    parts = [
+        "flatten_unet:gradient:withheld:grad_cam",
+        "flatten_unet:grad_cam:withheld:gradient",
+        "flatten_unet:withheld:gradient+grad_cam",
+    ]
+    ridges = ["ridge:gradient", "ridge:gradient+grad_cam"]
+    assert list(rows) == ["prediction_only", "flatten_unet:gradient", whole, *parts, *surrogate, *ridges]
+    assert all(rows[name]["seeds"] == 2 for name in ("flatten_unet:gradient", whole, *parts))
+    assert [rows[name]["kind"] for name in parts] == ["attack", "attack", "control"]
+    assert [name for name, row in rows.items() if "group" in row] == [whole, *parts]
+    own = [rows[name]["released_bytes"] - 40 for name in (whole, *parts)]
+    assert own[0] == own[1] + own[2] and own[1] == 4 * 32 * 32 and own[3] == 0
+    trained = [json.loads(path.read_text()) for path in (runs / "stages").glob("inverter-*/network.json")]
+    assert {tuple(one["methods"]) for one in trained if one["explanation_dropout"]} == {("gradient", "grad_cam")}
+    assert "Every subset of the release" in (runs / "more" / "report.html").read_text()
     assert [rows[name]["kind"] for name in surrogate] == ["control", "attack", "attack"]
     assert all(rows[name]["released_bytes"] == 40 for name in surrogate), "they read the prediction alone"
     assert "attack_accuracy_top1:plain" in rows["prediction_only"]["metrics"]

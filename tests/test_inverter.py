@@ -354,3 +354,57 @@ def test_a_copy_computes_the_same() -> None:
     other = build("film_unet", size=16)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     assert torch.equal(model(prediction_BK, maps), other(prediction_BK, maps))
+
+
+# --- explanations that may be withheld ------------------------------------------------------------------------------
+
+READERS = [name for name, design in PRESETS.items() if design.reads_maps]
+
+
+def optional(name: str, maps: tuple[tuple[int, int, int], ...] = ((1, 16, 16), (2, 4, 4))) -> Inverter:
+    torch.manual_seed(2)
+    model = build_inverter(PRESETS[name], ReleaseShape(4, maps, optional=True), 1, 16).eval()
+    for module in model.modules():  # which starts as nothing
+        if isinstance(module, Film):
+            nn.init.normal_(module.affine.weight)
+    model.standardise(torch.full((3,), 0.7), torch.full((3,), 2.0))
+    return model
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_withheld_map_is_not_looked_at(name: str) -> None:
+    model = optional(name)
+    prediction_BK, maps = inputs(model, batch=3)
+    mask_BG = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    base_BCHW = model(prediction_BK, maps, mask_BG)
+    changed = [map_BMHW.clone() for map_BMHW in maps]
+    changed[0][1:] = float("nan")
+    changed[1][[0, 2]] += 5.0
+    assert torch.equal(model(prediction_BK, changed, mask_BG), base_BCHW)
+    changed[0][0] += 1.0
+    assert not torch.equal(model(prediction_BK, changed, mask_BG)[0], base_BCHW[0])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_mask_means_all_present_and_a_mask_is_an_input_of_its_own(name: str) -> None:
+    model = optional(name)
+    prediction_BK, maps = inputs(model)
+    everything_BG = torch.ones(2, 2)
+    given_BCHW = model(prediction_BK, maps, everything_BG)
+    assert torch.equal(model(prediction_BK, maps), given_BCHW)
+    average = [torch.full_like(map_BMHW, 0.7) for map_BMHW in maps]  # 0 after standardisation, as withheld ones are
+    known_BCHW = model(prediction_BK, average, everything_BG)
+    assert not torch.allclose(model(prediction_BK, average, 0 * everything_BG), known_BCHW)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_only_the_layers_that_are_told_of_the_mask_grow(name: str) -> None:
+    design, maps = PRESETS[name], ((1, 16, 16), (2, 4, 4))
+    plain = build_inverter(design, ReleaseShape(4, maps), 1, 16)
+    with_mask = {name: tuple(value.shape) for name, value in optional(name).state_dict().items()}
+    without = {name: tuple(value.shape) for name, value in plain.state_dict().items()}
+    told = {"bottleneck.0.weight", *(["condition.0.weight"] if design.fusion == "film" else [])}
+    assert {name for name in without if without[name] != with_mask[name]} == told and with_mask.keys() == without.keys()
+    assert all(with_mask[name] == (without[name][0], without[name][1] + 2) for name in told)
+    with pytest.raises(AssertionError, match="not made for withheld"):
+        plain(*inputs(plain), torch.ones(2, 2))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import among_people, draw_pictures, fabricated, judged_twice, leak_of, modern, set_leak
+from fabricated import among_people, draw_pictures, fabricated, in_subsets, judged_twice, leak_of, modern, set_leak
 from PIL import Image
 
 from xinv.errors import InputError
@@ -331,6 +331,23 @@ def test_titles_of_explanations_agree_with_the_methods() -> None:
     from xinv.release.methods import METHODS  # torch and captum: for this test alone
 
     assert {name: method.title for name, method in METHODS.items()} == EXPLANATION_TITLES
+
+
+def test_every_subset_has_a_section_of_its_own(scores: dict[str, Any], pictures: Path) -> None:
+    before = summary_rows(scores)
+    page = render(in_subsets(scores), pictures)
+    text = visible(page)
+    assert "Every subset of the release One inverter, trained with each explanation withheld" in text
+    assert "Gradient + LRP-z+ · unet Released Released per image MSE SSIM MSE reduction Nothing but the" in text
+    assert "on average over the orders in which the explanations can be added (its Shapley value)." in text
+    assert "withheld)" not in text, "pictures were kept of none of them"
+    assert len(summary_rows(scores)) == len(before) + 1
+    set_leak(scores, "unet:nothing", "mse", -0.003, -0.004, -0.002)
+    assert "“Nothing (Gradient + LRP-z+ withheld)” has less error than “Prediction only”" in cautions(scores)[0]
+    with np.load(pictures) as kept:
+        arrays = dict(kept)
+    np.savez(pictures, **arrays, **{"reconstruction:unet:gradient": arrays["original"]})
+    assert "Reconstruction Gradient (LRP-z+ withheld) · unet" in visible(render(scores, pictures))
 
 
 def test_several_inverters_are_grouped_by_explanation(scores: dict[str, Any], pictures: Path) -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
-from fabricated import among_people, fabricated, judged_twice, modern
+from fabricated import among_people, fabricated, in_subsets, judged_twice, modern, set_leak
 
-from xinv.report.tables import Cell, opinions, people
+from xinv.report.rows import compared
+from xinv.report.subsets import shapley
+from xinv.report.tables import Cell, groups, leak_lines, opinions, people, subsets
 
 
 @pytest.fixture
@@ -96,3 +98,65 @@ def test_without_a_rate_that_resolves_there_is_no_verification(scores: dict[str,
         del leak["metrics"]["verification_tar"]
     found = people(scores)
     assert found.headings == ("Re-identified, rank 1 (%)", "Re-identified, rank 5 (%)") and len(found.notes) == 1
+
+
+def test_every_subset_has_a_line_by_size_and_then_by_error() -> None:
+    ((title, sheet),) = subsets(in_subsets(fabricated()))
+    assert title == "Gradient + LRP-z+ · unet"
+    assert sheet.headings == ("Released per image", "MSE", "SSIM", "MSE reduction")
+    (group,) = sheet.groups
+    names = ["Nothing but the prediction", "LRP-z+", "Gradient", "Gradient + LRP-z+"]
+    assert [line.title for line in group.lines] == names
+    assert [line.cells[0].text for line in group.lines] == ["43 B", "42 B", "41 B", "40 B"]
+    assert [line.cells[1].text for line in group.lines] == ["0.0430", "0.0120", "0.0220", "0.0090"]
+    assert group.lines[1].cells[3] == Cell("+0.0280", "0.0271 to 0.0291", shown=True)
+    assert [line.control for line in group.lines] == [True, False, False, False]
+
+
+def test_words_say_what_each_explanation_adds_and_what_sharing_costs() -> None:
+    scores = in_subsets(fabricated())
+    ((_, sheet),) = subsets(scores)
+    assert sheet.notes[0] == (
+        "Gradient lowers the MSE by 0.0210 as the only explanation, by 0.0030 beside LRP-z+, and by 0.0120 on "
+        "average over the orders in which the explanations can be added (its Shapley value)."
+    )
+    assert "LRP-z+ lowers the MSE by 0.0310 as the only" in sheet.notes[1] and "by 0.0220 on average" in sheet.notes[1]
+    assert "0.0430, “Prediction only” 0.0400: sharing one inverter costs 0.0030 here" in sheet.notes[-1]
+    scores["rows"][-1]["metrics"]["mse"]["mean"] = 0.02  # less than with the gradient
+    assert "Gradient raises the MSE by 0.0020 as the only explanation, lowers it by 0.0030 beside" in str(
+        subsets(scores)[0][1].notes
+    )
+    set_leak(scores, "unet:nothing", "mse", 0.003, -0.001, 0.007)
+    assert "no cost of sharing one inverter was shown" in subsets(scores)[0][1].notes[-1]
+    set_leak(scores, "unet:nothing", "mse", -0.003, -0.004, -0.002)
+    assert "the baseline is poorly trained" in subsets(scores)[0][1].notes[-1]
+    assert subsets(fabricated()) == []
+
+
+def test_shapley_values_share_out_the_whole_reduction() -> None:
+    """Three players with an interaction between two of them, worked out by hand."""
+    worth = {"a": 4.0, "b": 2.0, "c": 1.0}
+    names = ["", "a", "b", "c", "ab", "ac", "bc", "abc"]
+    errors = {
+        frozenset(name): 10.0 - sum(worth[one] for one in name) + (3.0 if {"a", "b"} <= set(name) else 0.0)
+        for name in names
+    }
+    found = {name: shapley(errors, "abc", name) for name in "abc"}
+    assert found == pytest.approx({"a": 4.0 - 1.5, "b": 2.0 - 1.5, "c": 1.0})
+    assert sum(found.values()) == pytest.approx(errors[frozenset()] - errors[frozenset("abc")])
+
+
+def test_subsets_leave_the_other_tables_as_they_are() -> None:
+    """All but the whole release, which is an attack like any other; Holm's correction counts every one of them."""
+    scores = modern(in_subsets(fabricated()))
+    titles = [line.title for group in groups(scores) for line in group.lines]
+    assert titles == [
+        "Prediction only",
+        "Gradient",
+        "LRP-z+",
+        "Gradient + LRP-z+",
+        "Mean image",
+        "Explanation of another image (LRP-z+)",
+    ]
+    assert [line.title for line in leak_lines(scores)] == titles[1:]
+    assert compared(scores) == 5  # gradient, lrp; on the shared inverter both, and each alone

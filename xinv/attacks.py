@@ -11,6 +11,7 @@ from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
 from xinv.leak.closed_form import fit_ridge
 from xinv.leak.score import Attack
+from xinv.leak.subsets import proper_subsets
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
@@ -49,22 +50,26 @@ class Stages(Protocol):
 
 
 def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """Every inverter trained on every release; the baseline, which sees predictions alone, first."""
+    """Every inverter trained on every release; the baseline, which sees predictions alone, first.
+
+    With explanation dropout, an inverter of several explanations also attacks every smaller subset of them.
+    """
     attack = audit.config.attack
     wanted: list[tuple[str, tuple[str, ...]]] = [(attack.baseline, ())]
     wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
-    return [
+    trained = [
         _inverter(audit, images, releases, name, methods, repeat)
         for name, methods in wanted
         for repeat in range(attack.seeds)
     ]
+    return [*trained, *(part for one in trained if one.group for part in proper_subsets(one))]
 
 
 def _inverter(
     audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...], repeat: int
 ) -> Attack:
     attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
-    design = attack.design(name)
+    design, dropout = attack.design(name), attack.dropout(methods)
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
     identity = {
         "format": INVERTER_FORMAT,
@@ -75,6 +80,7 @@ def _inverter(
         "methods": list(methods),
         "limit": attack.images,
         "seed": seed,
+        **({"explanation_dropout": dropout} if dropout else {}),  # no key where there is none: such stages are kept
     }
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def _inverter(
             classes=_classes(releases),
             methods=methods,
             maps=tuple(_map_shape(releases, method) for method in methods),
+            explanation_dropout=dropout,
         )
         job = TrainJob(
             folder=folder.resolve(),
@@ -101,7 +108,15 @@ def _inverter(
 
     found = audit.stage("inverter", f"Inverter: {label}", identity, work)
     ident = ":".join([name, *(["+".join(methods)] if methods else [])])
-    return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods, seed=repeat)
+    return Attack(
+        id=ident,
+        kind="attack",
+        inverter=name,
+        folder=found.folder,
+        methods=methods,
+        group=methods if dropout else (),
+        seed=repeat,
+    )
 
 
 def ridges(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:

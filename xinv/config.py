@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xinv.data.build import DataSettings
 from xinv.errors import InputError
 from xinv.leak.score import ScoreSettings
+from xinv.leak.subsets import check_groups
 from xinv.mistakes import explain
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import PRESETS, InverterDesign
@@ -68,6 +69,13 @@ class AttackSettings(BaseModel):
         None,
         description="explanations one attack sees together, e.g. [[gradient], [gradient, grad_cam]]; null: each alone",
     )
+    explanation_dropout: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="probability with which each explanation is withheld from an image while an inverter of two or "
+        "more learns; the one inverter is then scored on every subset of them. null: it always has all of them",
+    )
     inverters: tuple[str, ...] = Field(("flatten_unet",), min_length=1, description="names of presets or of `designs`")
     baseline: str = Field(
         "prediction_only", description="the design that sees predictions alone; leaks are measured from it"
@@ -97,6 +105,16 @@ class AttackSettings(BaseModel):
             if name not in known:
                 raise ValueError(f"no inverter design is called {name!r}; known are {', '.join(known)}")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_withhold(self) -> "AttackSettings":
+        if self.explanation_dropout is not None:
+            check_groups(self.releases or ())
+        return self
+
+    def dropout(self, methods: tuple[str, ...]) -> float | None:
+        """Probability of withholding in the training on these explanations: none where there are fewer than two."""
+        return self.explanation_dropout if len(methods) > 1 else None
 
     def design(self, name: str) -> InverterDesign:
         return self.designs[name] if name in self.designs else PRESETS[name]

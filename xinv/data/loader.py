@@ -5,7 +5,7 @@ The plan is a pure function of (index, seed, epoch, cursor, rank, world). The ep
 an epoch whatever the world, every rank has the same number of batches, and a run that resumes at a cursor, on any
 number of ranks, sees exactly the samples it had not seen.
 
-Axes: B batch, C channels, H W pixels, K classes, M channels of a map, N samples.
+Axes: B batch, C channels, H W pixels, K classes, M channels of a map, N samples, G explanations.
 """
 
 import math
@@ -49,6 +49,7 @@ class Batch:
     weight_B: torch.Tensor  # float32, 0 or 1
     samples: int  # in the global batch
     cursor: int  # after the global batch
+    present_BG: torch.Tensor | None = None  # float32, 1: given, 0: withheld (train.presence); None: all given
 
 
 def epoch_order(counts: Sequence[int], seed: int, epoch: int, window: int) -> np.ndarray:

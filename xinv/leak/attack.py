@@ -41,14 +41,30 @@ class Attack(BaseModel):
     inverter: str = Field("", description="name of the inverter's design, for the tables")
     folder: Path | None = Field(None, description="its trained network")
     methods: tuple[str, ...] = Field((), description="explanations it sees, beside the prediction")
+    group: tuple[str, ...] = Field(
+        (),
+        description="explanations that its network learnt to do with any subset of, in the network's order; what "
+        "`methods` lacks of them is withheld. Empty: the network always has all of `methods`",
+    )
     control: Literal["", "mean_image", "other_image"] = ""
     title: str = Field("", description="how tables call it; empty: by what it sees")
     baseline: str = Field("", description="id of the attack its leak is measured from; empty: the audit's baseline")
     seed: int = Field(0, description="which training of it: attacks of one id that differ by their seed are one row")
 
+    @property
+    def partial(self) -> bool:
+        """Whether explanations that its network knows are withheld from it."""
+        return self.group != self.methods and bool(self.group)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether its reconstructions are kept for the report: of partial releases only those of one explanation."""
+        return not self.partial or len(self.methods) == 1
+
 
 def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[Attack]:
-    """All attacks and the named controls of them, in the order of the report."""
+    """All attacks and the named controls of them, in the order of the report. A partial release has none of its own:
+    its network's are those of the whole release."""
     found: list[Attack] = []
     if "mean_image" in controls:
         found.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
@@ -56,6 +72,6 @@ def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[At
         found += [
             one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
             for one in attacks
-            if one.methods and one.kind == "attack"
+            if one.methods and one.kind == "attack" and not one.partial
         ]
     return [*attacks, *found]

@@ -17,6 +17,7 @@ from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_c
 from xinv.leak.controls import mean_image, other_image
 from xinv.leak.evaluators import Panel, Sitting
 from xinv.leak.metrics import image_metrics
+from xinv.leak.subsets import with_withheld
 from xinv.leak.table import by_attack, save_samples, table
 from xinv.nets.classifier import Classifier
 
@@ -71,9 +72,9 @@ class Scorer:
 
         Returns:
             "metrics": name -> float64 array (N,) in index order; "agreement": likewise, of several evaluators;
-            "pictures": uint8 array (n, H, W, C). For the originals instead "key", "identity", "label", "target_right"
-            of all victims, the pictures and maps of the shown ones, "evaluators", and as "metrics" and "agreement" what
-            the evaluators make of the originals: the ceiling.
+            "pictures": uint8 array (n, H, W, C), where the attack is pictured. For the originals instead "key",
+            "identity", "label", "target_right" of all victims, the pictures and maps of the shown ones, "evaluators",
+            and as "metrics" and "agreement" what the evaluators make of the originals: the ceiling.
         """
         if attack.kind == "originals":
             return self._originals(attack)
@@ -87,13 +88,16 @@ class Scorer:
             found_BCHW = reconstruct(batch, position).float()
             values.add(image_metrics(found_BCHW, image_BCHW))
             values.add(sitting.add(found_BCHW, image_BCHW, batch))
-            self._keep(pictures, found_BCHW, position)
+            if attack.pictured:
+                self._keep(pictures, found_BCHW, position)
             position += len(batch.key)
-        return {
+        found: dict[str, Any] = {
             "metrics": values.joined() | sitting.finish()[0],
             "agreement": sitting.agreement,
-            "pictures": np.stack([pictures[place] for place in self._shown]),
         }
+        if attack.pictured:
+            found["pictures"] = np.stack([pictures[place] for place in self._shown])
+        return found
 
     def _reader(self, methods: Sequence[str]) -> Reader:
         return Reader(self._images, PARTITION, self._releases, tuple(methods), purpose="score")
@@ -137,8 +141,9 @@ class Scorer:
                 # Within the batch, so that memory stays bounded at any resolution; every batch has its own seed.
                 order = torch.from_numpy(other_image(len(batch.key), self._seed + position))
                 maps = [map_BMHW[order.to(self._device)] for map_BMHW in maps]
+            inputs = with_withheld(attack, network, maps, len(batch.key)) if attack.partial else (maps,)
             with torch.no_grad():
-                return network(batch.prediction_BK.to(self._device), maps)
+                return network(batch.prediction_BK.to(self._device), *inputs)
 
         return run
 

@@ -118,6 +118,8 @@ class _Tables:
         }
         if attack.title:
             row["title"] = attack.title
+        if attack.group and not attack.control:
+            row["group"] = list(attack.group)
         if result.get("agreement"):
             row["agreement"] = self.agreement(result["agreement"])
         return row
@@ -130,7 +132,13 @@ class _Tables:
         return {name: self.interval(values, (0.0, 1.0)) for name, values in found.items()}
 
     def leaks(self) -> list[dict[str, Any]]:
-        """What each attack adds to its baseline; p-values of attacks adjusted over those of one metric and baseline."""
+        """What each attack adds to its baseline; p-values of attacks adjusted over those of one metric and baseline.
+
+        The subsets of a release that one inverter is scored on are of that family, like releases with inverters of
+        their own: each is a release that could be called leaking, so each is a chance of calling one so by accident.
+        Holm's correction allows for tests as dependent as these; it costs power, which `mde` counts in. The empty
+        subset is a control and in no family.
+        """
         found: list[dict[str, Any]] = []
         differences: dict[tuple[str, str], Difference] = {}
         for attack in self.attacks:
@@ -230,7 +238,8 @@ def save_samples(folder: Path, attacks: Sequence[Attack], results: Results) -> N
     pictures |= {f"map:{name}": maps for name, maps in originals["maps"].items()}
     for ident in dict.fromkeys(attack.id for attack in attacks):
         samples |= {f"{ident}/{name}": values for name, values in results[ident]["metrics"].items()}
-        pictures[f"reconstruction:{ident}"] = results[ident]["pictures"]
+        if "pictures" in results[ident]:
+            pictures[f"reconstruction:{ident}"] = results[ident]["pictures"]
     for name, arrays in (("samples.npz", samples), ("pictures.npz", pictures)):
         with aside(folder / name) as draft, draft.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **arrays)

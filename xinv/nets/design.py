@@ -13,10 +13,14 @@ from xinv.errors import InputError
 
 @dataclass(frozen=True)
 class ReleaseShape:
-    """What an inverter reads: the number of classes, and (channels, height, width) of every explanation map."""
+    """What an inverter reads: the number of classes, and (channels, height, width) of every explanation map.
+
+    `optional`: any of the maps may be withheld, so the inverter is told which of them are present.
+    """
 
     classes: int
     maps: tuple[tuple[int, int, int], ...] = ()
+    optional: bool = False
 
 
 class InverterDesign(BaseModel):

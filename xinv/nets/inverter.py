@@ -5,7 +5,8 @@
                  +- encoder --+                        |       |
                         +------------ skips -----------+-------+        (unet)
 
-Axes in tensor names: B batch, C image channels, H height, W width, K classes, M map channels, D vector, E condition.
+Axes in tensor names: B batch, C image channels, H height, W width, K classes, M map channels, D vector, E condition,
+G explanations.
 """
 
 import torch
@@ -180,6 +181,10 @@ class Inverter(nn.Module):
     Maps are standardised by the buffers `map_mean` and `map_scale` (one value a map channel, the maps' channels in
     order; 0 and 1 until `standardise` sets them). The encoder sees them resized to the image (bilinear), the flatten
     branch at their native size, where they are smallest and nothing is lost.
+
+    Where the release is `optional`, explanations may be withheld image by image: a withheld one is zero after
+    standardisation (its mean), and which ones are present is an input of its own, since an average map and no map are
+    two things. It joins the vector that the bottleneck reads, and the condition of `fusion: film`.
     """
 
     map_mean: Tensor
@@ -202,6 +207,8 @@ class Inverter(nn.Module):
         self.encoder = Encoder(design, map_channels, design.sizes(size)) if design.encoder != "none" else None
         if self.encoder is not None:
             vector += design.hidden
+        told = len(release.maps) if release.optional else 0
+        vector += told
         self.bottleneck = nn.Sequential()
         if design.bottleneck:
             self.bottleneck = nn.Sequential(ExactLinear(vector, design.bottleneck), make_activation(design.activation))
@@ -209,7 +216,7 @@ class Inverter(nn.Module):
         self.condition = nn.Sequential()
         if design.fusion == "film":
             self.condition = nn.Sequential(
-                ExactLinear(release.classes, design.condition), make_activation(design.activation)
+                ExactLinear(release.classes + told, design.condition), make_activation(design.activation)
             )
         skips = self.encoder.widths if self.encoder is not None and design.encoder == "unet" else []
         self.decoder = Decoder(design, vector, skips, channels, size)
@@ -228,11 +235,27 @@ class Inverter(nn.Module):
         self.map_mean.copy_(mean_M)
         self.map_scale.copy_(scale_M)
 
-    def forward(self, prediction_BK: Tensor, maps: list[Tensor]) -> Tensor:
-        """Image (B, C, H, W), float32, from logits (B, K) and one (B, M, h, w) tensor a map, in the release's order."""
+    def forward(self, prediction_BK: Tensor, maps: list[Tensor], present_BG: Tensor | None = None) -> Tensor:
+        """Image (B, C, H, W), float32, from logits (B, K) and one (B, M, h, w) tensor a map, in the release's order.
+
+        `present_BG`, for an optional release alone: 1 where an image's explanation is given, 0 where it is withheld and
+        its map not looked at, whatever it holds. None: all are given.
+        """
         shapes = tuple(tuple(map_BMHW.shape[1:]) for map_BMHW in maps)
         assert shapes == self.release.maps, f"maps of shapes {shapes}, expected {self.release.maps}"
         maps = self._standardised(maps)
+        told: list[Tensor] = []
+        if self.release.optional:
+            if present_BG is None:
+                present_BG = prediction_BK.new_ones((len(prediction_BK), len(maps)), dtype=torch.float32)
+            assert present_BG.shape == (len(prediction_BK), len(maps)), f"a mask of shape {tuple(present_BG.shape)}"
+            maps = [
+                map_BMHW.masked_fill((present_B == 0)[:, None, None, None], 0.0)
+                for map_BMHW, present_B in zip(maps, present_BG.unbind(1), strict=True)
+            ]
+            told = [present_BG.float()]
+        else:
+            assert present_BG is None, "this inverter was not made for withheld explanations"
         parts: list[Tensor] = []
         skips: list[Tensor] = []
         condition_BE = None
@@ -240,12 +263,13 @@ class Inverter(nn.Module):
             logit_BK = self.prediction(prediction_BK)
             parts.append(logit_BK)
             if self.design.fusion == "film":
-                condition_BE = self.condition(logit_BK)
+                condition_BE = self.condition(torch.cat([logit_BK, *told], dim=1))
         if self.design.flatten:
             parts += [torch.flatten(map_BMHW, 1) for map_BMHW in maps]
         if self.encoder is not None:
             hidden_BD, skips = self.encoder(torch.cat([self._resized(map_BMHW) for map_BMHW in maps], dim=1))
             parts.append(hidden_BD)
+        parts += told
         vector_BD = self.bottleneck(torch.cat([part.float() for part in parts], dim=1))
         image_BCHW: Tensor = self.decoder(vector_BD, skips if self.design.encoder == "unet" else [], condition_BE)
         return image_BCHW.float()

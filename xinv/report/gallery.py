@@ -49,7 +49,9 @@ def gallery(scores: Scores, path: Path) -> Gallery:
     strips = [_picture_strip("Original", "never seen by the attacker", "original", arrays["original"])]
     drawn: set[str] = set()
     title = rows.titles(scores)
-    for row in rows.ordered_rows(scores):
+    for row in rows.ordered_rows(
+        scores, subsets=True
+    ):  # those whose pictures were kept: of subsets single explanations
         control = row["kind"] == "control"
         for method in row["release"]:
             if method in maps and method not in drawn and not control:

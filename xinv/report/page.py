@@ -81,6 +81,7 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
         explained_metrics=[metric for metric in rows.all_metrics(scores) if not metric.evaluator],
         groups=tables.groups(scores),
         control_notes=tables.control_notes(scores),
+        subsets=tables.subsets(scores),
         opinions=tables.opinions(scores),
         people=tables.people(scores),
         level=rows.level(scores),

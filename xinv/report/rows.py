@@ -1,7 +1,7 @@
 """Rows and leaks of the scores as readers meet them: titles, order, signs turned. Plain data in, plain data out."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +148,17 @@ def explanation_title(method: str) -> str:
 
 def release_title(row: Mapping[str, Any]) -> str:
     """What was released to an attack beside the prediction."""
-    return " + ".join(explanation_title(method) for method in row["release"]) or "Prediction only"
+    return _listed(row["release"]) or "Prediction only"
+
+
+def _listed(methods: Iterable[str]) -> str:
+    return " + ".join(explanation_title(method) for method in methods)
+
+
+def withheld(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Explanations that the row's inverter knows and that were withheld from it: where one inverter was scored on every
+    subset of a release (explanation dropout), all rows but that of the whole release have some."""
+    return tuple(method for method in row.get("group", ()) if method not in row["release"])
 
 
 def control_of(row: Mapping[str, Any]) -> Control:
@@ -162,6 +172,8 @@ def row_title(row: Mapping[str, Any]) -> str:
     """A row's title: given in the scores, or made of what was released (attacks) or of what the control does."""
     if "title" in row:
         return str(row["title"])
+    if withheld(row):
+        return f"{_listed(row['release']) or 'Nothing'} ({_listed(withheld(row))} withheld)"
     if row["kind"] != "control":
         return release_title(row)
     title = control_of(row).title
@@ -206,12 +218,14 @@ def judges(scores: Scores) -> list[Mapping[str, Any]]:
     return list(scores.get("evaluators", []))
 
 
-def ordered_rows(scores: Scores) -> list[Mapping[str, Any]]:
+def ordered_rows(scores: Scores, subsets: bool = False) -> list[Mapping[str, Any]]:
     """Rows as tables show them: prediction only, attacks by explanation in order of first mention, attacks that imagine
-    theirs (which have a title and no release), controls.
+    theirs (which have a title and no release), controls. Of releases with something `withheld`, which have a table of
+    their own, none unless `subsets`.
     """
+    wanted = [row for row in scores["rows"] if subsets or not withheld(row)]
     first: dict[tuple[str, ...], int] = {}
-    for row in scores["rows"]:
+    for row in wanted:
         if row["kind"] != "control":
             first.setdefault(tuple(row["release"]), len(first))
 
@@ -220,18 +234,19 @@ def ordered_rows(scores: Scores) -> list[Mapping[str, Any]]:
         imagined = "title" in row and not release
         return row["kind"] == "control", imagined, bool(release), first.get(release, len(first))
 
-    return sorted(scores["rows"], key=place)
+    return sorted(wanted, key=place)
 
 
-def leaks_of(scores: Scores, key: str) -> list[Leak]:
-    """The leaks in metric `key`, in the order of `ordered_rows`."""
+def leaks_of(scores: Scores, key: str, subsets: bool = False) -> list[Leak]:
+    """The leaks in metric `key` of the rows that `ordered_rows` gives, in its order."""
     rows = {row["attack"]: row for row in scores["rows"]}
-    place = {row["attack"]: number for number, row in enumerate(ordered_rows(scores))}
+    place = {row["attack"]: number for number, row in enumerate(ordered_rows(scores, subsets))}
+    wanted = [leak for leak in scores["leaks"] if leak["attack"] in place]
     title = titles(scores)
     metric = metric_of(key)
     alpha = 1.0 - scores.get("level", 0.95)
     found = []
-    for leak in sorted(scores["leaks"], key=lambda leak: place[leak["attack"]]):
+    for leak in sorted(wanted, key=lambda leak: place[leak["attack"]]):
         if key not in leak["metrics"]:
             continue
         row, baseline, value = rows[leak["attack"]], rows[leak["baseline"]], leak["metrics"][key]

@@ -138,7 +138,7 @@ def _imagined_parts(scores: Scores) -> list[str]:
 def cautions(scores: Scores) -> list[str]:
     """What a careful reader should know before believing the numbers; empty when nothing stands out."""
     notes = []
-    for leak in leaks_of(scores, "mse"):
+    for leak in leaks_of(scores, "mse", subsets=True):
         if leak.control and leak.explained and leak.shown:
             notes.append(
                 f"The control “{leak.title}” also beats the prediction alone (MSE lower by "

@@ -8,6 +8,7 @@ from typing import Any
 from xinv.report import rows
 from xinv.report.measures import METRICS, Metric, metric_of, metrics_of
 from xinv.report.rows import Leak, Scores
+from xinv.report.subsets import families, words
 
 AGREEMENT = {
     "same_guess": "Same first guess",
@@ -118,9 +119,10 @@ def groups(scores: Scores) -> list[Group]:
     """Attacks by explanation (a heading only where there are several), controls in a group of their own at the end."""
     metrics, title = rows.main_metrics(scores), rows.titles(scores)
     grouped: dict[str, list[Line]] = {}
-    plain = (row for row in scores["rows"] if row["kind"] != "control" and "title" not in row)
+    ordered = rows.ordered_rows(scores)
+    plain = (row for row in ordered if row["kind"] != "control" and "title" not in row)
     size = Counter(tuple(row["release"]) for row in plain)
-    for row in rows.ordered_rows(scores):
+    for row in ordered:
         control = row["kind"] == "control"
         heading = "Controls: attacks that ought to fail" if control else row.get("title") or rows.release_title(row)
         cells = tuple(_mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics)
@@ -137,7 +139,7 @@ def groups(scores: Scores) -> list[Group]:
 
 def control_notes(scores: Scores) -> list[tuple[str, str]]:
     """What each kind of control in the table is for."""
-    controls = (rows.control_of(row) for row in scores["rows"] if row["kind"] == "control")
+    controls = (rows.control_of(row) for row in rows.ordered_rows(scores) if row["kind"] == "control")
     return list({control.title: control.note for control in controls if control.note}.items())
 
 
@@ -152,6 +154,31 @@ def _bytes(count: float | None) -> str:
     if count is None:
         return "–"
     return f"{count:,.0f} B" if count < 10_000 else f"{count / 1024:,.1f} KiB"
+
+
+# ---- every subset of a release ---------------------------------------------------------------------------------------
+
+
+def subsets(scores: Scores) -> list[tuple[str, Sheet]]:
+    """(title, table) of each inverter that was scored on every subset of what could be released: a line a subset."""
+    metrics = [metric for metric in map(metric_of, ("mse", "ssim")) if metric in rows.main_metrics(scores)]
+    leaks = {leak.attack: leak for leak in rows.leaks_of(scores, "mse", subsets=True)}
+    headings = ("Released per image", *(metric.heading for metric in metrics), gain_heading(metric_of("mse")))
+    found = []
+    for (inverter, group), family in families(scores).items():
+        lines = []
+        for row in family:
+            title = " + ".join(map(rows.explanation_title, row["release"])) or "Nothing but the prediction"
+            leak = leaks.get(row["attack"])
+            cells = (
+                Cell(_bytes(row.get("released_bytes"))),
+                *(_mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics),
+                Cell("–") if leak is None else _leak_cell(leak),
+            )
+            lines.append(Line(title, "", "", row["n"], cells, row["kind"] == "control"))
+        name = f"{' + '.join(map(rows.explanation_title, group))} · {inverter}"
+        found.append((name, Sheet(headings, (Group("", tuple(lines)),), tuple(words(group, family, leaks)))))
+    return found
 
 
 # ---- further evaluators --------------------------------------------------------------------------------------------

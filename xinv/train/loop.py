@@ -29,8 +29,9 @@ from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
 from xinv.train.lessons import Lessons
 from xinv.train.objectives import OBJECTIVES, Objective
+from xinv.train.presence import WithholdingReader
 from xinv.train.settings import TrainingSettings, learning_rate_at
-from xinv.train.weights import WEIGHTS, ClassifierSpec, NetworkSpec, fill, save_spec
+from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, fill, save_spec
 
 Events = Callable[[dict[str, Any]], None]
 """Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}."""
@@ -123,6 +124,9 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
     if job.lessons is not None:
         assert job.releases is not None, "lessons go with the target's predictions"
         return Lessons(job.images, partition, job.releases, job.lessons, methods, **options)
+    if isinstance(job.network, InverterSpec) and job.network.explanation_dropout is not None:
+        options["dropout"] = job.network.explanation_dropout
+        return WithholdingReader(job.images, partition, job.releases, methods, **options)
     return Reader(job.images, partition, job.releases, methods, **options)
 
 
@@ -253,6 +257,7 @@ def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
         prediction_BK=None if batch.prediction_BK is None else batch.prediction_BK[rows],
         maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
         weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
+        present_BG=None if batch.present_BG is None else batch.present_BG[rows],
     )
 
 
@@ -260,7 +265,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """`batch` with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    prediction_BK = batch.prediction_BK
+    prediction_BK, present_BG = batch.prediction_BK, batch.present_BG
     return replace(
         batch,
         image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
@@ -268,6 +273,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         prediction_BK=None if prediction_BK is None else prediction_BK.to(device, non_blocking=True),
         maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
         weight_B=batch.weight_B.to(device, non_blocking=True),
+        present_BG=None if present_BG is None else present_BG.to(device, non_blocking=True),
     )
 
 

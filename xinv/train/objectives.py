@@ -1,6 +1,6 @@
 """What is learned: an objective turns a batch into the network's inputs, a loss per image and metrics per image.
 
-Axes: B images, C channels, H rows, W columns, K classes, M map channels.
+Axes: B images, C channels, H rows, W columns, K classes, M map channels, G explanations.
 """
 
 import functools
@@ -41,7 +41,8 @@ def _right(logit_BK: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 def _release(batch: Batch) -> tuple[Any, ...]:
     assert batch.prediction_BK is not None, "an inverter needs releases"
-    return batch.prediction_BK, list(batch.maps.values())
+    inputs = batch.prediction_BK, list(batch.maps.values())
+    return inputs if batch.present_BG is None else (*inputs, batch.present_BG)
 
 
 def _squared_error(image_BCHW: Tensor, batch: Batch) -> Tensor:

@@ -49,9 +49,17 @@ class InverterSpec(BaseModel):
     classes: int
     methods: tuple[str, ...] = Field(description="explanation methods in the order of the network's inputs")
     maps: tuple[tuple[int, int, int], ...] = Field(description="(M, h, w) of each method's map")
+    explanation_dropout: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="probability with which training withholds each explanation of an image; the network is then told "
+        "which ones are present. null: it always has all of them",
+    )
 
     def build(self) -> Inverter:
-        return build_inverter(self.design, ReleaseShape(classes=self.classes, maps=self.maps), self.channels, self.size)
+        release = ReleaseShape(self.classes, self.maps, optional=self.explanation_dropout is not None)
+        return build_inverter(self.design, release, self.channels, self.size)
 
 
 class SurrogateSpec(BaseModel):
