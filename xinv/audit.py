@@ -24,10 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from xinv.answers import answers, check_attributes
 from xinv.attacks import inverters, ridges, surrogate_attacks
-from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
+from xinv.config import AuditConfig, ClassifierPart, bind, dump
 from xinv.data.build import build_images
-from xinv.data.shards import Index, people
+from xinv.data.shards import Index
 from xinv.data.sources import open_source
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
@@ -140,6 +141,7 @@ class _Audit:
         """Image shards of every partition."""
         data, seed = self.config.data, self.config.seed
         source = open_source(data.source)
+        check_attributes(self.config, source)
         identity = {
             "format": FORMATS["images"],
             "settings": data.model_dump(mode="json"),
@@ -167,20 +169,16 @@ class _Audit:
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, Any]:
-            index = Index.load(images.folder)
-            by_person = isinstance(part, EvaluatorPart) and part.predicts == "identity"
-            identities = people(images.folder, ("gallery", "gallery_validation")) if by_person else ()
             spec = ClassifierSpec(
                 settings=part.network,
                 channels=self.config.data.channels,
                 size=self.config.data.size,
-                classes=len(identities) or len(index.label_names),
-                identities=identities,
+                **answers(part, images.folder),
             )
             return self.train(
                 TrainJob(
                     folder=folder.resolve(),
-                    objective="classify",
+                    objective="classify_attributes" if spec.attributes else "classify",
                     network=spec,
                     images=images.folder.resolve(),
                     partition=partition,

@@ -44,7 +44,9 @@ class TrainJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(description="where the network ends up; its checkpoints meanwhile")
-    objective: Literal["classify", "distil", "invert", "explain", "invert_explained", "invert_jointly"]
+    objective: Literal[
+        "classify", "classify_attributes", "distil", "invert", "explain", "invert_explained", "invert_jointly"
+    ]
     network: NetworkSpec
     images: Path = Field(description="image set")
     releases: Path | None = Field(None, description="release set of the target, for inverters and distillation")
@@ -121,7 +123,8 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
     if job.lessons is not None:
         assert job.releases is not None, "lessons go with the target's predictions"
         return Lessons(job.images, partition, job.releases, job.lessons, methods, **options)
-    return Reader(job.images, partition, job.releases, methods, **options)
+    attributes = job.network.attributes if isinstance(job.network, ClassifierSpec) else ()
+    return Reader(job.images, partition, job.releases, methods, attributes=attributes, **options)
 
 
 class _Fit:
@@ -251,6 +254,7 @@ def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
         prediction_BK=None if batch.prediction_BK is None else batch.prediction_BK[rows],
         maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
         weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
+        attribute_BA=None if batch.attribute_BA is None else batch.attribute_BA[rows],
     )
 
 
@@ -258,7 +262,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """`batch` with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    prediction_BK = batch.prediction_BK
+    prediction_BK, attribute_BA = batch.prediction_BK, batch.attribute_BA
     return replace(
         batch,
         image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
@@ -266,6 +270,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         prediction_BK=None if prediction_BK is None else prediction_BK.to(device, non_blocking=True),
         maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
         weight_B=batch.weight_B.to(device, non_blocking=True),
+        attribute_BA=None if attribute_BA is None else attribute_BA.to(device, non_blocking=True),
     )
 
 
