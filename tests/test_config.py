@@ -38,6 +38,9 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
         ("attack.inverters=[flaten]", ["flaten", "known are", "flatten_unet"]),
         ("attack.releases=[[lrp_epsilon]]", ["lrp_epsilon", "release.methods"]),
         ("name=../elsewhere", ["name"]),
+        ("evaluators.residual.attributes=[glasses]", ["evaluators.residual", "predicts: attributes"]),
+        ("evaluators.x={predicts: attributes, attributes: [hair, hair]}", ["evaluators.x", "'hair' twice"]),
+        ("evaluators.x={predicts: attributes, attributes: []}", ["evaluators.x.attributes"]),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
