@@ -133,6 +133,11 @@ def test_the_verdict_says_chance_and_ceiling() -> None:
         "to 23.0)."
     )
     scores = reading()
+    by_name = {row["attack"]: row for row in scores["rows"]}
+    by_name["lrp"]["over_chance"]["attributes_recovered:reader"][
+        "low"
+    ] = -0.01  # better than a baseline worse than that
+    assert sentences(scores)[0].endswith("17.0 to 23.0); more than anybody would guess was not shown.")
     for leak in scores["leaks"]:
         leak["metrics"]["attributes_recovered:reader"]["p_holm"] = 0.2
     assert sentences(scores)[0].endswith("no gain from the explanation was shown.")

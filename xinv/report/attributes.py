@@ -150,9 +150,13 @@ def sentences(scores: Scores) -> list[str]:
         f"{metric.format(judge['chance'])}% by guessing and "
         f"{metric.format(judge['accuracy_on_originals']['mean'])}% on the originals"
     )
-    if top.shown:
-        return [f"{sentence} ({metric.format(top.gain)} points more, {rows.level(scores)} interval {top.interval})."]
-    return [f"{sentence}: no gain from the explanation was shown."]
+    if not top.shown:
+        return [f"{sentence}: no gain from the explanation was shown."]
+    gain = f"({metric.format(top.gain)} points more, {rows.level(scores)} interval {top.interval})"
+    row = next(row for row in scores["rows"] if row["attack"] == top.attack)
+    if row["over_chance"][metric.key]["low"] > 0.0:
+        return [f"{sentence} {gain}."]
+    return [f"{sentence} {gain}; more than anybody would guess was not shown."]
 
 
 def cautions(scores: Scores) -> list[str]:
