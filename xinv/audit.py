@@ -24,11 +24,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from xinv.answers import answers, check_attributes
 from xinv.attacks import inverters, ridges, surrogate_attacks
-from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
+from xinv.config import AuditConfig, ClassifierPart, bind, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
-from xinv.data.shards import Index, people
+from xinv.data.shards import Index
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
@@ -139,7 +140,8 @@ class _Audit:
     def images(self) -> Finished:
         """Image shards of every partition."""
         data, seed = self.config.data, self.config.seed
-        source, _, _ = open_images(data.source, data.attacker)
+        source, _, shared = open_images(data.source, data.attacker)
+        check_attributes(self.config, source.records[:shared])
         identity = {
             "format": FORMATS["images"],
             "settings": data.model_dump(mode="json"),
@@ -167,20 +169,16 @@ class _Audit:
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, Any]:
-            index = Index.load(images.folder)
-            by_person = isinstance(part, EvaluatorPart) and part.predicts == "identity"
-            identities = people(images.folder, ("gallery", "gallery_validation")) if by_person else ()
             spec = ClassifierSpec(
                 settings=part.network,
                 channels=self.config.data.channels,
                 size=self.config.data.size,
-                classes=len(identities) or len(index.label_names),
-                identities=identities,
+                **answers(part, images.folder),
             )
             return self.train(
                 TrainJob(
                     folder=folder.resolve(),
-                    objective="classify",
+                    objective="classify_attributes" if spec.attributes else "classify",
                     network=spec,
                     images=images.folder.resolve(),
                     partition=partition,

@@ -37,10 +37,27 @@ class ClassifierPart(BaseModel):
 class EvaluatorPart(ClassifierPart):
     """A network that judges reconstructions, and what it looks for in them."""
 
-    predicts: Literal["label", "identity"] = Field(
+    predicts: Literal["label", "identity", "attributes"] = Field(
         "label",
-        description="what a reconstruction must still show: the label, or who it is (needs images of known people)",
+        description="what a reconstruction must still show: the label, who it is (needs images of known people), or "
+        "attributes that the target never predicts, such as glasses",
     )
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="names of the attributes that it reads, each of 2 to 10 whole numbers or words; null: every one of "
+        "two values that the images have, but for the one that the labels come from",
+    )
+
+    @model_validator(mode="after")
+    def _attributes_once(self) -> "EvaluatorPart":
+        names = self.attributes or ()
+        if names and self.predicts != "attributes":
+            raise ValueError(f"attributes are read by predicts: attributes, not by predicts: {self.predicts}")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"attributes holds {twice[0]!r} twice")
+        return self
 
 
 class SurrogateSettings(ClassifierPart):

@@ -5,7 +5,7 @@ The plan is a pure function of (index, seed, epoch, cursor, rank, world). The ep
 an epoch whatever the world, every rank has the same number of batches, and a run that resumes at a cursor, on any
 number of ranks, sees exactly the samples it had not seen.
 
-Axes: B batch, C channels, H W pixels, K classes, M channels of a map, N samples, G explanations.
+Axes: B batch, C channels, H W pixels, K classes, M channels of a map, N samples, G explanations, A attributes.
 """
 
 import math
@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from xinv.data.attributes import Attribute, positions
 from xinv.data.shards import Index, read_shard, shard_path
 from xinv.errors import InputError
 
@@ -50,6 +51,7 @@ class Batch:
     samples: int  # in the global batch
     cursor: int  # after the global batch
     present_BG: torch.Tensor | None = None  # float32, 1: given, 0: withheld (train.presence); None: all given
+    attribute_BA: torch.Tensor | None = None  # int64, positions in Attribute.values; None when none were asked for
 
 
 def epoch_order(counts: Sequence[int], seed: int, epoch: int, window: int) -> np.ndarray:
@@ -110,6 +112,7 @@ class _Rows:
     key: list[str]
     identity: list[str]
     label: np.ndarray  # int64 (n,)
+    attribute: np.ndarray  # int64 (n, A)
     arrays: dict[str, np.ndarray]  # field -> (n, ...): images as CHW uint8, predictions and maps as they are stored
 
     @property
@@ -149,9 +152,10 @@ class Reader:
     Shards stay decoded while they fit (least recently used go first); a set that fits is decoded once. One that does
     not is read one batch ahead by a thread, and each rank decodes its own share alone.
     `limit`: read only the first so many samples, a random part, because shards hold a partition in random order.
+    `attributes`: those to deliver as `Batch.attribute_BA`.
     `purpose`: the victims are scored and serve nothing else, so the partition `victim` opens for "score" alone.
     InputError: a limit beyond the partition, unknown partition or method, sets that do not belong together, a shard
-    that is not what its index says, victims asked for without that purpose.
+    that is not what its index says, an image without an attribute asked for, victims asked for without that purpose.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class Reader:
         memory_bytes: int = 2 << 30,
         limit: int | None = None,
         purpose: Literal["train", "score"] = "train",
+        attributes: Sequence[Attribute] = (),
     ) -> None:
         if partition.removesuffix("_validation") == VICTIM and purpose != "score":
             raise InputError(
@@ -174,7 +179,7 @@ class Reader:
             )
         self.images, self.releases = images, releases
         self.partition, self.methods, self.seed = partition, tuple(methods), seed
-        self.memory_bytes = memory_bytes
+        self.memory_bytes, self.attributes = memory_bytes, tuple(attributes)
         index = Index.load(images)
         if index.kind != "images":
             raise InputError(f"{images} is a set of {index.kind}; expected a set of images.")
@@ -277,6 +282,7 @@ class Reader:
         size = len(pairs_B2)
         key, identity = [""] * size, [""] * size
         label_B = np.empty(size, dtype=np.int64)
+        attribute_BA = np.empty((size, len(self.attributes)), dtype=np.int64)
         arrays = {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in self._stored.items()}
         # Shards in memory first: reading one may push out another that this batch is about to need.
         for shard in sorted(np.unique(pairs_B2[:, 0]).tolist(), key=lambda shard: shard not in self._cache):
@@ -284,7 +290,7 @@ class Reader:
             samples = pairs_B2[here, 1].tolist()
             rows = self._decoded(shard, samples, None if wanted is None else wanted[shard])
             at = [rows.place[sample] for sample in samples]
-            label_B[here] = rows.label[at]
+            label_B[here], attribute_BA[here] = rows.label[at], rows.attribute[at]
             for name, array in arrays.items():
                 array[here] = rows.arrays[name][at]
             for place, row in zip(here.tolist(), at, strict=True):
@@ -300,6 +306,7 @@ class Reader:
             weight_B=torch.from_numpy(part.weight),
             samples=part.samples,
             cursor=part.cursor,
+            attribute_BA=torch.from_numpy(attribute_BA) if self.attributes else None,
         )
 
     def _decoded(self, shard: int, samples: list[int], wanted: set[int] | None) -> _Rows:
@@ -336,5 +343,15 @@ class Reader:
             key=keys,
             identity=[sample["json"]["identity"] for sample in found],
             label=np.array([sample["json"]["label"] for sample in found], dtype=np.int64),
+            attribute=self._attributes(shard, found),
             arrays=arrays,
         )
+
+    def _attributes(self, shard: int, found: list[dict[str, Any]]) -> np.ndarray:
+        """int64 (n, A): the attributes asked for of the images of one shard."""
+        path = shard_path(self.images, self.partition, shard)
+        rows = [
+            positions(self.attributes, sample["json"].get("attributes", {}), f"{path}: image {sample['__key__']}")
+            for sample in found
+        ]
+        return np.array(rows, dtype=np.int64).reshape(len(found), len(self.attributes))

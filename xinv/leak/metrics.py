@@ -23,6 +23,7 @@ __all__ = [
     "image_metrics",
     "judged",
     "metric_of",
+    "similarity",
 ]
 
 MSE_FLOOR = 1e-10  # of PSNR: an exact reconstruction gets 100 dB in place of infinity, which no mean survives
@@ -126,23 +127,29 @@ def judged(evaluator: Evaluator, image_BCHW: Tensor) -> Judgement:
     return Judgement(embedding_BD, evaluator(_clamped(image_BCHW, image_BCHW)).float())
 
 
+def similarity(found_BD: Tensor, original_BD: Tensor) -> Tensor:
+    """exp(-||u - v||_2) of the L2-normalised embeddings of reconstruction and original, (B,), in [exp(-2), 1].
+
+    Deviation: Zhao et al. (ICCV 2021) report an exponential of a distance of embeddings of a network of their own; ours
+    are normalised, so that evaluators of different scale compare. GNIME's DeePSiM takes the root after summing over the
+    whole set, which is no mean over images; ours is taken per image.
+    """
+    return torch.exp(-(found_BD - original_BD).norm(dim=1))
+
+
 def evaluator_metrics(found: Judgement, original_BD: Tensor, class_B: Tensor) -> dict[str, Tensor]:
     """Embedding similarity and attack accuracy of each reconstruction, as float32 tensors of shape (B,).
 
     `found` is what an evaluator makes of the reconstructions, original_BD its embeddings of the originals, class_B
     (int64) its true classes: labels, or identities for an evaluator that tells people apart.
 
-    - embedding_similarity: exp(-||u - v||_2) of the L2-normalised embeddings of reconstruction and original, in
-      [exp(-2), 1]. Deviation: Zhao et al. (ICCV 2021) report an exponential of a distance of embeddings of a network
-      of their own; ours are normalised, so that evaluators of different scale compare. GNIME's DeePSiM takes the root
-      after summing over the whole set, which is no mean over images; ours is taken per image.
+    - embedding_similarity: see `similarity`.
     - attack_accuracy_top1: 1.0 where the evaluator's first guess on the reconstruction is the true class, else 0.0.
     - attack_accuracy_top5: likewise for the first five guesses. Left out where there are 10 classes or fewer: five
       guesses would be right half of the time by chance.
     """
-    distance_B = (found.embedding_BD - original_BD).norm(dim=1)
     scores = {
-        "embedding_similarity": torch.exp(-distance_B),
+        "embedding_similarity": similarity(found.embedding_BD, original_BD),
         "attack_accuracy_top1": (found.logit_BK.argmax(dim=1) == class_B).float(),
     }
     if found.logit_BK.shape[1] > 2 * TOP:

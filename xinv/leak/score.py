@@ -74,7 +74,8 @@ class Scorer:
             "metrics": name -> float64 array (N,) in index order; "agreement": likewise, of several evaluators;
             "pictures": uint8 array (n, H, W, C), where the attack is pictured. For the originals instead "key",
             "identity", "label", "target_right" of all victims, the pictures and maps of the shown ones, "evaluators",
-            and as "metrics" and "agreement" what the evaluators make of the originals: the ceiling.
+            as "metrics" and "agreement" what the evaluators make of the originals: the ceiling; and of attributes
+            "guessed", what blind guesses get right, and "unseen", whose values the gallery does not show.
         """
         if attack.kind == "originals":
             return self._originals(attack)
@@ -100,7 +101,9 @@ class Scorer:
         return found
 
     def _reader(self, methods: Sequence[str]) -> Reader:
-        return Reader(self._images, PARTITION, self._releases, tuple(methods), purpose="score")
+        return Reader(
+            self._images, PARTITION, self._releases, tuple(methods), purpose="score", attributes=self._panel.attributes
+        )
 
     def _choose(self) -> list[int]:
         """Positions of the victims to show: the first of every label in turn, so that no label fills the page."""
@@ -151,7 +154,7 @@ class Scorer:
         """The victims themselves: what the evaluator makes of them is the ceiling of attack accuracy."""
         reader = self._reader(attack.methods)
         seen: dict[str, list[Any]] = {"key": [], "identity": [], "label": [], "target_right": []}
-        sitting, values = Sitting(self._panel), _Values()
+        sitting, values, guessed, unseen = Sitting(self._panel), _Values(), _Values(), _Values()
         pictures: dict[int, np.ndarray] = {}
         maps: dict[str, dict[int, np.ndarray]] = {name: {} for name in attack.methods}
         position = 0
@@ -159,6 +162,8 @@ class Scorer:
             assert batch.prediction_BK is not None
             image_BCHW = batch.image_BCHW.to(self._device)
             values.add(sitting.add(image_BCHW, image_BCHW, batch))
+            guessed.add(self._panel.guessed(batch))
+            unseen.add(self._panel.unseen(batch))
             seen["key"] += batch.key
             seen["identity"] += batch.identity
             seen["label"] += batch.label_B.tolist()
@@ -175,6 +180,8 @@ class Scorer:
             "metrics": values.joined() | identified,
             "agreement": sitting.agreement,
             "evaluators": self._panel.describe(),
+            "guessed": guessed.joined(),
+            "unseen": unseen.joined(),
             "reidentification": facts,
             "pictures": np.stack([pictures[place] for place in self._shown]),
             "maps": {name: np.stack([found[place] for place in self._shown]) for name, found in maps.items()},

@@ -55,9 +55,9 @@ def table(
         released: bytes that the target gives out for one image with these explanations (`release.formats`).
 
     Returns:
-        {"level", "resamples", "images", "identities", "rows", "leaks", "evaluator", "evaluators", "target"}, and "risk"
-        and "reidentification" where there is something to say; intervals by a bootstrap over identities, and over
-        seeds where there are several.
+        {"level", "resamples", "images", "identities", "rows", "leaks", "evaluators", "target"}, and "evaluator" (the
+        accuracy of the first one, unless it reads attributes), "risk" and "reidentification" where there is something
+        to say; intervals by a bootstrap over identities, and over seeds where there are several.
     """
     return _Tables(list({one.id: one for one in attacks}.values()), results, baseline, settings, seed, released).all()
 
@@ -90,10 +90,11 @@ class _Tables:
             "identities": int(self.cluster_N.max()) + 1,
             "rows": [self.row(attack) for attack in self.attacks],
             "leaks": self.leaks(),
-            "evaluator": {name: evaluators[0][name] for name in ("accuracy_on_originals", "chance")},
             "evaluators": evaluators,
             "target": {"accuracy": self.interval(self.originals["target_right"], (0.0, 1.0))},
         }
+        if evaluators[0]["predicts"] != "attributes":
+            found["evaluator"] = {name: evaluators[0][name] for name in ("accuracy_on_originals", "chance")}
         return found | self.risk() | self.reidentification()
 
     def interval(self, values: Any, bounds: tuple[float, float] | None = None) -> dict[str, float]:
@@ -120,9 +121,23 @@ class _Tables:
             row["title"] = attack.title
         if attack.group and not attack.control:
             row["group"] = list(attack.group)
+        if over_chance := self.over_chance(metrics):
+            row["over_chance"] = over_chance
         if result.get("agreement"):
             row["agreement"] = self.agreement(result["agreement"])
         return row
+
+    def over_chance(self, metrics: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """What an attack recovers of attributes beyond what blind guesses get right, image by image."""
+        settings, found = self.settings, {}
+        for name, guessed_N in self.originals.get("guessed", {}).items():
+            if metric_of(name).attribute:
+                continue
+            gain = paired_difference(
+                metrics[name], guessed_N, self.cluster_N, self.seed, settings.resamples, settings.level
+            )
+            found[name] = {"mean": gain.mean, "low": gain.low, "high": gain.high}
+        return found
 
     def seeds(self, attack: Attack) -> int:
         """Trainings behind a row."""
@@ -190,6 +205,9 @@ class _Tables:
         found = []
         for one in self.originals["evaluators"]:
             own = self.originals["metrics"]
+            if one["predicts"] == "attributes":
+                found.append(self.reader(one))
+                continue
             right = own[f"attack_accuracy_top1{one['suffix']}"]
             accuracy = self.interval(right, (0.0, 1.0))
             found.append({**one, "chance": 1.0 / one["classes"], "accuracy_on_originals": accuracy})
@@ -199,6 +217,24 @@ class _Tables:
         if self.originals["agreement"]:
             found[0]["agreement_on_originals"] = self.agreement(self.originals["agreement"])
         return found
+
+    def reader(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of an evaluator of attributes: of all and of each one the ceiling, what it reads right on the
+        originals, the chance, and how many victims have a value that the gallery does not show.
+        """
+        own, guessed, unseen = (self.originals[kind] for kind in ("metrics", "guessed", "unseen"))
+
+        def bounds(name: str) -> dict[str, Any]:
+            return {
+                "chance": float(guessed[name].mean()),
+                "accuracy_on_originals": self.interval(own[name], (0.0, 1.0)),
+            }
+
+        each = []
+        for attribute in one["attributes"]:
+            name = f"attribute:{attribute['name']}{one['suffix']}"
+            each.append({**attribute, **bounds(name), "unseen": int(unseen[name].sum())})
+        return {**one, **bounds(f"attributes_recovered{one['suffix']}"), "attributes": each}
 
     def reidentification(self) -> dict[str, Any]:
         """What people were searched in, and how often the originals themselves are found: the ceiling."""

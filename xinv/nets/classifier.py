@@ -42,7 +42,8 @@ class ClassifierSettings(BaseModel):
 class Classifier(nn.Module):
     """A network with a named last convolution and a penultimate embedding; `build_classifier` makes all kinds.
 
-    Images are float32 in [0, 1], shape (B, C, H, W); logits are raw scores, shape (B, K).
+    Images are float32 in [0, 1], shape (B, C, H, W); logits are raw scores, shape (B, K). A network that answers
+    several questions at once has its logits in `groups`, of so many each, side by side; empty: one question.
     """
 
     def __init__(self, features: nn.Sequential, embedding: nn.Module, head: nn.Linear, cam_name: str) -> None:
@@ -51,6 +52,7 @@ class Classifier(nn.Module):
         self.embedding = embedding
         self.head = head
         self.cam_name = cam_name
+        self.groups: tuple[int, ...] = ()
 
     @property
     def cam_layer(self) -> nn.Module:

@@ -19,8 +19,9 @@ class Metric:
 
     `digits` are decimals as shown; a unit of "%" means that the value, a share in [0, 1], is shown times 100.
     `leak_direction` says which way of a difference means that more was leaked. `range` is what the value can be.
-    `about`: what of the original must be in the reconstruction: its pixels, its class, or who it shows. `evaluator` is
-    the name of the further evaluator that judged, and empty for the first one.
+    `about`: what of the original must be in the reconstruction: its pixels, its class, who it shows, or attributes that
+    the target does not predict. `attribute` is the name of the one that a score is of, and empty for scores of all.
+    `evaluator` is the name of the further evaluator that judged, and empty for the first one.
     """
 
     key: str
@@ -31,13 +32,14 @@ class Metric:
     digits: int
     leak_direction: Literal["lower", "higher"]
     range: tuple[float, float]
-    about: Literal["image", "class", "person"] = "image"
+    about: Literal["image", "class", "person", "attributes"] = "image"
+    attribute: str = ""
     evaluator: str = ""
 
     @property
     def headline(self) -> bool:
-        """Whether the main tables show it: re-identification and further evaluators have tables of their own."""
-        return self.about != "person" and not self.evaluator
+        """Whether the main tables show it: people, attributes and further evaluators have tables of their own."""
+        return self.about not in ("person", "attributes") and not self.evaluator
 
     @property
     def sign(self) -> int:
@@ -176,21 +178,54 @@ METRICS: dict[str, Metric] = {
         range=(0.0, 1.0),
         about="person",
     ),
+    "attributes_recovered": Metric(
+        key="attributes_recovered",
+        label="Attributes recovered",
+        short="Attrib",
+        meaning="Share of the attributes that the target never predicts (glasses, sex, ...) whose true value the "
+        "evaluator reads in the reconstruction. Guessing the commonest value of each gets a good part of them right.",
+        unit="%",
+        digits=1,
+        leak_direction="higher",
+        range=(0.0, 1.0),
+        about="attributes",
+    ),
 }
+
+SINGLE = "attribute"
+"""Begins the scores of single attributes: `attribute:glasses`, by a further evaluator `attribute:glasses:cnn`."""
 
 
 def metric_of(key: str) -> Metric:
-    """The metric called `key` in the scores: `ssim`, or `attack_accuracy_top1:cnn` where a further evaluator judged.
+    """The metric called `key` in the scores: `ssim`, or `attack_accuracy_top1:cnn` where a further evaluator judged;
+    see `SINGLE` for those of one attribute.
 
     InputError for one that this version does not know: its direction would be a guess.
     """
-    base, _, evaluator = key.partition(":")
-    if base not in METRICS or (key != base and not evaluator):
+    base, *rest = key.split(":")
+    if base == SINGLE and len(rest) in (1, 2) and all(rest):
+        return _judged_by(_single(rest[0]), key, rest[1] if len(rest) == 2 else "")
+    evaluator = rest[0] if rest else ""
+    if base not in METRICS or len(rest) > 1 or (rest and not evaluator):
         raise InputError(
             f"The scores hold the metric {key!r}, which is unknown here; known: {', '.join(METRICS)}. "
             "Score again with this version, or report with the version that scored."
         )
-    metric = METRICS[base]
+    return _judged_by(METRICS[base], key, evaluator)
+
+
+def _single(attribute: str) -> Metric:
+    return replace(
+        METRICS["attributes_recovered"],
+        key=f"{SINGLE}:{attribute}",
+        label=attribute,
+        short=attribute,
+        meaning=f"Share of reconstructions in which the evaluator reads the true value of {attribute}.",
+        attribute=attribute,
+    )
+
+
+def _judged_by(metric: Metric, key: str, evaluator: str) -> Metric:
     if not evaluator:
         return metric
     return replace(
@@ -204,9 +239,10 @@ def metric_of(key: str) -> Metric:
 
 
 def metrics_of(entries: Iterable[Mapping[str, object]]) -> list[Metric]:
-    """The metrics that occur in any of the `metrics` mappings of scores.json, in the order of METRICS, and each by the
-    first evaluator before further ones. InputError for one that this version does not know.
+    """The metrics that occur in any of the `metrics` mappings of scores.json, in the order of METRICS (those of single
+    attributes last, in the order in which they occur), and each by the first evaluator before further ones. InputError
+    for one that this version does not know.
     """
     present = dict.fromkeys(key for entry in entries for key in entry)
-    order = {key: place for place, key in enumerate(METRICS)}
+    order = {key: place for place, key in enumerate((*METRICS, SINGLE))}
     return sorted(map(metric_of, present), key=lambda metric: (order[metric.key.partition(":")[0]], metric.evaluator))

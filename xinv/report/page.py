@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xinv.files import write_atomic
-from xinv.report import figures, rows, summary, tables
+from xinv.report import attributes, figures, rows, summary, tables
 from xinv.report.gallery import gallery
 from xinv.report.measures import METRICS
 from xinv.report.rows import Scores
@@ -78,12 +78,16 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
         gallery=gallery(scores, pictures),
         scale={"signed": figures.scale(True), "unsigned": figures.scale(False)},
         metrics=rows.main_metrics(scores),
-        explained_metrics=[metric for metric in rows.all_metrics(scores) if not metric.evaluator],
+        explained_metrics=[
+            metric for metric in rows.all_metrics(scores) if not metric.evaluator and not metric.attribute
+        ],
         groups=tables.groups(scores),
         control_notes=tables.control_notes(scores),
         subsets=tables.subsets(scores),
         opinions=tables.opinions(scores),
         people=tables.people(scores),
+        attributes=attributes.overview(scores),
+        by_attribute=attributes.by_attribute(scores),
         level=rows.level(scores),
         alpha=f"{100.0 * (1.0 - scores.get('level', 0.95)):g}%",
         clustered=_clustered(scores),
@@ -123,6 +127,9 @@ def _cards(scores: Scores) -> list[Card]:
             )
         )
     cards += _accuracy_cards(scores)
+    recovered = attributes.key_figure(scores)
+    if recovered:
+        cards.append(Card(*recovered))
     scored = sorted({row["n"] for row in scores["rows"]})
     if scored:
         range_text = f"{scored[0]:,}" if len(scored) == 1 else f"{scored[0]:,} to {scored[-1]:,}"

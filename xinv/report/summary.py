@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from xinv.report import attributes
 from xinv.report.measures import METRICS, MINUS
 from xinv.report.rows import (
     Leak,
@@ -40,7 +41,7 @@ def verdict_parts(scores: Scores) -> list[str]:
     if not by_error:
         return [f"{prefix}No leak was measured, because no attack with an explanation has been scored."]
     parts = _leak_parts(scores, by_error) if by_error[0].shown else _no_leak_parts(scores, by_error)
-    parts += [*_person_parts(scores), *_imagined_parts(scores)]
+    parts += [*_person_parts(scores), *attributes.sentences(scores), *_imagined_parts(scores)]
     worse = [leak.explanation for leak in by_error if leak.worse]
     if worse:
         parts.append(
@@ -76,7 +77,9 @@ def _leak_parts(scores: Scores, by_error: list[Leak]) -> list[str]:
 
 
 def _no_leak_parts(scores: Scores, by_error: list[Leak]) -> list[str]:
-    others = [leak for metric in all_metrics(scores)[1:] for leak in strongest(scores, metric.key) if leak.shown]
+    # Of attributes their mean alone: among forty tested apart some seem to gain by luck.
+    metrics = [metric for metric in all_metrics(scores)[1:] if not metric.attribute]
+    others = [leak for metric in metrics for leak in strongest(scores, metric.key) if leak.shown]
     top = by_error[0]
     count = f"any of the {len(by_error)} explanations" if len(by_error) > 1 else top.explanation
     closest = (
@@ -150,7 +153,7 @@ def cautions(scores: Scores) -> list[str]:
                 f"“{leak.title}” has less error than “{leak.against}”: the baseline is poorly trained, so the leaks "
                 "measured against it are too large."
             )
-    notes += _evaluator_cautions(scores)
+    notes += [*_evaluator_cautions(scores), *attributes.cautions(scores)]
     smallest = min((row["n"] for row in scores["rows"]), default=0)
     if 0 < smallest < FEW_IMAGES:
         notes.append(f"Only {smallest} images were scored: intervals are wide, and slightly too narrow at that.")

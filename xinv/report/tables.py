@@ -125,7 +125,7 @@ def groups(scores: Scores) -> list[Group]:
     for row in ordered:
         control = row["kind"] == "control"
         heading = "Controls: attacks that ought to fail" if control else row.get("title") or rows.release_title(row)
-        cells = tuple(_mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics)
+        cells = tuple(mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics)
         inverter = str(row["inverter"] or "")
         alone = control or "title" in row or size[tuple(row["release"])] == 1
         name, detail = (title[row["attack"]], inverter) if alone else (inverter or row["attack"], "")
@@ -143,7 +143,8 @@ def control_notes(scores: Scores) -> list[tuple[str, str]]:
     return list({control.title: control.note for control in controls if control.note}.items())
 
 
-def _mean_cell(metric: Metric, value: Mapping[str, float] | None, leak: Leak | None = None) -> Cell:
+def mean_cell(metric: Metric, value: Mapping[str, float] | None, leak: Leak | None = None) -> Cell:
+    """A mean with its interval, and with `leak` the gain over the baseline; a dash where there is no value."""
     if value is None:
         return Cell("–")
     gain = "" if leak is None else f"{_signed(leak)} ({leak.interval})"
@@ -172,7 +173,7 @@ def subsets(scores: Scores) -> list[tuple[str, Sheet]]:
             leak = leaks.get(row["attack"])
             cells = (
                 Cell(_bytes(row.get("released_bytes"))),
-                *(_mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics),
+                *(mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics),
                 Cell("–") if leak is None else _leak_cell(leak),
             )
             lines.append(Line(title, "", "", row["n"], cells, row["kind"] == "control"))
@@ -216,11 +217,11 @@ def opinions(scores: Scores) -> Sheet | None:
         "",
         "",
         0,
-        tuple(_mean_cell(metric, known.get(metric.key)) for metric, _ in asked)
-        + tuple(_mean_cell(share, agreement.get(name)) for name in agreed),
+        tuple(mean_cell(metric, known.get(metric.key)) for metric, _ in asked)
+        + tuple(mean_cell(share, agreement.get(name)) for name in agreed),
         control=True,
     )
-    lines = _lines(scores, [metric for metric, _ in asked], agreed)
+    lines = attack_lines(scores, [metric for metric, _ in asked], agreed)
     notes = (
         "“All right” is the share of the reconstructions that every evaluator takes for the true class: what remains "
         "when no single one is believed.",
@@ -229,17 +230,17 @@ def opinions(scores: Scores) -> Sheet | None:
     return Sheet(tuple(headings), (Group("", (originals, *lines)),), notes if "all_right" in agreed else ())
 
 
-def _lines(scores: Scores, metrics: Sequence[Metric], agreed: Sequence[str] = ()) -> list[Line]:
+def attack_lines(scores: Scores, metrics: Sequence[Metric], agreed: Sequence[str] = ()) -> list[Line]:
     """A line a row of the scores: the means in `metrics` with their gains, and the agreement of the evaluators."""
     leaks = {metric.key: {leak.attack: leak for leak in rows.leaks_of(scores, metric.key)} for metric in metrics}
     share, title = METRICS["attack_accuracy_top1"], rows.titles(scores)
     lines = []
     for row in rows.ordered_rows(scores):
         cells = [
-            _mean_cell(metric, row["metrics"].get(metric.key), leaks[metric.key].get(row["attack"]))
+            mean_cell(metric, row["metrics"].get(metric.key), leaks[metric.key].get(row["attack"]))
             for metric in metrics
         ]
-        cells += [_mean_cell(share, row.get("agreement", {}).get(name)) for name in agreed]
+        cells += [mean_cell(share, row.get("agreement", {}).get(name)) for name in agreed]
         lines.append(Line(title[row["attack"]], "", "", row["n"], tuple(cells), row["kind"] == "control"))
     return lines
 
@@ -258,8 +259,8 @@ def people(scores: Scores) -> Sheet | None:
     found = []
     for judge in judges:
         own = [metric_of(f"{base.key}{judge['suffix']}") for base in bases]
-        ceiling = tuple(_mean_cell(metric, facts["originals"].get(metric.key)) for metric in own)
-        lines = [Line("The originals themselves", "", "", 0, ceiling, control=True), *_lines(scores, own)]
+        ceiling = tuple(mean_cell(metric, facts["originals"].get(metric.key)) for metric in own)
+        lines = [Line("The originals themselves", "", "", 0, ceiling, control=True), *attack_lines(scores, own)]
         found.append(Group(f"By the evaluator {judge['name']}" if len(judges) > 1 else "", tuple(lines)))
     ranks = [int(base.key.rpartition("rank")[2]) for base in bases if "rank" in base.key]
     chance = ", ".join(f"{METRICS['attack_accuracy_top1'].format(k / facts['identities'])}% at rank {k}" for k in ranks)

@@ -45,7 +45,9 @@ class TrainJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(description="where the network ends up; its checkpoints meanwhile")
-    objective: Literal["classify", "distil", "invert", "explain", "invert_explained", "invert_jointly"]
+    objective: Literal[
+        "classify", "classify_attributes", "distil", "invert", "explain", "invert_explained", "invert_jointly"
+    ]
     network: NetworkSpec
     images: Path = Field(description="image set")
     releases: Path | None = Field(None, description="release set of the target, for inverters and distillation")
@@ -127,7 +129,8 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
     if isinstance(job.network, InverterSpec) and job.network.explanation_dropout is not None:
         options["dropout"] = job.network.explanation_dropout
         return WithholdingReader(job.images, partition, job.releases, methods, **options)
-    return Reader(job.images, partition, job.releases, methods, **options)
+    attributes = job.network.attributes if isinstance(job.network, ClassifierSpec) else ()
+    return Reader(job.images, partition, job.releases, methods, attributes=attributes, **options)
 
 
 class _Fit:
@@ -258,6 +261,7 @@ def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
         maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
         weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
         present_BG=None if batch.present_BG is None else batch.present_BG[rows],
+        attribute_BA=None if batch.attribute_BA is None else batch.attribute_BA[rows],
     )
 
 
@@ -265,7 +269,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """`batch` with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    prediction_BK, present_BG = batch.prediction_BK, batch.present_BG
+    prediction_BK, present_BG, attribute_BA = batch.prediction_BK, batch.present_BG, batch.attribute_BA
     return replace(
         batch,
         image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
@@ -274,6 +278,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
         weight_B=batch.weight_B.to(device, non_blocking=True),
         present_BG=None if present_BG is None else present_BG.to(device, non_blocking=True),
+        attribute_BA=None if attribute_BA is None else attribute_BA.to(device, non_blocking=True),
     )
 
 

@@ -1,6 +1,7 @@
 """What is learned: an objective turns a batch into the network's inputs, a loss per image and metrics per image.
 
-Axes: B images, C channels, H rows, W columns, K classes, M map channels, G explanations.
+Axes: B images, C channels, H rows, W columns, K classes, M map channels, G explanations, A attributes, V values of all
+attributes.
 """
 
 import functools
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xinv.data.attributes import first_guesses
 from xinv.data.loader import Batch
+from xinv.nets.classifier import Classifier
 from xinv.nets.surrogate import SurrogateInverter
 
 
@@ -70,6 +73,23 @@ def _classify(network: nn.Module) -> Objective:
     return Objective(lambda batch: (batch.image_BCHW,), _cross_entropy, _right)
 
 
+def _classify_attributes(network: nn.Module) -> Objective:
+    """The sum over attributes of the cross-entropy of each one's group of logits; accuracy is the mean over them."""
+    assert isinstance(network, Classifier) and network.groups, "a network with a group of logits an attribute"
+    groups = network.groups
+
+    def loss(logit_BV: Tensor, batch: Batch) -> Tensor:
+        assert batch.attribute_BA is not None, "an evaluator of attributes needs them"
+        pairs = zip(logit_BV.split(list(groups), dim=1), batch.attribute_BA.unbind(1), strict=True)
+        return torch.stack([F.cross_entropy(own_BV, truth_B, reduction="none") for own_BV, truth_B in pairs]).sum(0)
+
+    def metrics(logit_BV: Tensor, batch: Batch) -> dict[str, Tensor]:
+        assert batch.attribute_BA is not None
+        return {"accuracy": (first_guesses(logit_BV, groups) == batch.attribute_BA).float().mean(1)}
+
+    return Objective(lambda batch: (batch.image_BCHW,), loss, metrics)
+
+
 def _distil(network: nn.Module) -> Objective:
     """Kullback-Leibler divergence from the target's class probabilities (Hinton et al. 2015, at temperature 1)."""
     return Objective(lambda batch: (batch.image_BCHW,), _learn_from_target, _agrees)
@@ -100,6 +120,7 @@ def _surrogate(network: nn.Module, image: float, lesson: float) -> Objective:
 
 OBJECTIVES: dict[str, Callable[[nn.Module], Objective]] = {
     "classify": _classify,
+    "classify_attributes": _classify_attributes,
     "distil": _distil,
     "invert": _invert,
     "explain": functools.partial(_surrogate, image=0.0, lesson=1.0),

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from xinv.data.attributes import Attribute
 from xinv.errors import InputError
 from xinv.files import aside, read_json, write_json
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
@@ -32,9 +33,17 @@ class ClassifierSpec(BaseModel):
     identities: tuple[str, ...] = Field(
         (), description="whom it tells apart, in the order of its logits; empty: it predicts labels"
     )
+    attributes: tuple[Attribute, ...] = Field(
+        (), description="what it reads in place of labels, in the order of its logits: a group each, a logit a value"
+    )
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="attributes of the images that it was not asked to read, with the reasons"
+    )
 
     def build(self) -> Classifier:
-        return build_classifier(self.settings, self.channels, self.size, self.classes)
+        network = build_classifier(self.settings, self.channels, self.size, self.classes)
+        network.groups = tuple(len(attribute.values) for attribute in self.attributes)
+        return network
 
 
 class InverterSpec(BaseModel):
