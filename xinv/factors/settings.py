@@ -1,5 +1,6 @@
 """The configuration of an analysis of factors: a base audit, and for each factor the settings it is given."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +92,7 @@ class FactorsConfig(BaseModel):
     @model_validator(mode="after")
     def _names_fit_folders(self) -> "FactorsConfig":
         for name in self.factors:
-            if slug(name) != name:
+            if slug(name) != name or not name:
                 raise ValueError(f"the factor name {name!r} is not fit for a folder; letters, digits, _ and - are")
         return self
 
@@ -150,8 +151,8 @@ def worker_settings(config: FactorsConfig, base: WorkerSettings) -> WorkerSettin
 
 
 def slug(label: str) -> str:
-    """`label` as a part of a folder's name."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in label)
+    """`label` as a part of a folder's name: what is no letter, digit, dot or _ becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", label).strip("-")
 
 
 def _number(label: str) -> float | None:

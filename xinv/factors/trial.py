@@ -55,6 +55,8 @@ def trials_of(config: FactorsConfig, source: str = "factors") -> Trials:
         for label, changes in described.settings.items():
             where = f"{source}: factors.{factor}, setting {label!r}"
             name = f"{config.name}.{factor}.{slug(label)}"
+            if not slug(label):
+                raise InputError(f"{where}: a label needs a letter or a digit, for its folder.")
             if name in taken:
                 raise InputError(f"{where}: its folder {name} is that of {taken[name]!r} too; give it another label.")
             taken[name] = label

@@ -100,7 +100,5 @@ def _dress(axes: Axes, metric: Metric) -> None:
     factor = 100.0 if metric.unit == "%" else 1.0
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{round(y * factor, 9):g}".replace("-", MINUS)))
     axes.tick_params(length=3, color="#c8ced3", labelcolor=FAINT, labelsize=8.5)
-    axes.annotate(
-        "prediction only", (1.0, 0.0), xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
-        ha="right", va="top", fontsize=7.5, color=FAINT,
-    )  # fmt: skip
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+    axes.annotate("prediction\nonly", (1.0, 0.0), **beside, va="center", fontsize=7.5, color=FAINT)

@@ -1,6 +1,7 @@
 """The report of an analysis of factors: for each factor a sentence, a chart and a table. Plain data in, a page out."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from xinv.errors import InputError
 from xinv.files import write_atomic
 from xinv.report import rows
 from xinv.report.factor_chart import Point, Series, factor_chart
-from xinv.report.measures import METRICS, Metric
+from xinv.report.measures import METRICS, MINUS, Metric
 from xinv.report.page import data_line, flat, templates
 from xinv.report.rows import Leak, Scores
 from xinv.report.tables import Cell, between, gain_heading, leak_cell
@@ -17,6 +18,7 @@ from xinv.report.tables import Cell, between, gain_heading, leak_cell
 DRAWN = ("mse", "ssim")
 """The metrics whose leak is drawn and tabled; the scores of attack accuracy are tabled beside them."""
 ACCURACY = "attack_accuracy_top1"
+AS_CONFIGURED = "as configured"
 
 Setting = Mapping[str, Any]
 Factor = Mapping[str, Any]
@@ -201,7 +203,7 @@ def _group(setting: Setting, found: Mapping[str, Any]) -> Group:
         if row["kind"] == "control":
             continue
         mse = leaks["mse"].get(row["attack"])
-        removed = Cell(f"{100 * _share(mse)[0]:.1f}", _percent(mse), mse.shown) if mse else Cell("–")
+        removed = Cell(_tenths(_share(mse)[0]), _percent(mse), mse.shown) if mse else Cell("–")
         cells = [
             _mean(row, "mse"),
             leak_cell(mse) if mse else Cell("–"),
@@ -215,7 +217,7 @@ def _group(setting: Setting, found: Mapping[str, Any]) -> Group:
     metric = METRICS[ACCURACY]
     return Group(
         label=_label(setting),
-        changes=", ".join(f"{path}: {text}" for path, text in flat(setting["overrides"])),
+        changes=", ".join(_changes(setting["overrides"])),
         link=f"../{setting['run']}/report.html",
         target=Cell(metric.format(accuracy["mean"]), between(metric, accuracy)),
         lines=tuple(lines),
@@ -244,8 +246,8 @@ def _shown(factor: Factor, found: Mapping[str, Any]) -> list[Setting]:
 
 def _label(setting: Setting, short: bool = False) -> str:
     label = str(setting["label"])
-    told = short or not setting["as_configured"] or not setting["overrides"]
-    return label if told else f"{label} (as configured)"
+    same = setting["as_configured"] and label != AS_CONFIGURED and not short
+    return f"{label} ({AS_CONFIGURED})" if same else label
 
 
 def _scores(setting: Setting, found: Mapping[str, Any]) -> Scores:
@@ -268,13 +270,26 @@ def _share(leak: Leak) -> tuple[float, float, float]:
     return leak.gain * scale, leak.low * scale, leak.high * scale
 
 
+def _tenths(share: float) -> str:
+    return f"{100 * share:.1f}".replace("-", MINUS)
+
+
 def _percent(leak: Leak) -> str:
     _, low, high = _share(leak)
-    return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{_tenths(low)} to {_tenths(high)}"
 
 
 def _removed(leak: Leak) -> str:
-    return f"{100 * _share(leak)[0]:.1f}% ({_percent(leak)})".replace("-", "\N{MINUS SIGN}")
+    return f"{_tenths(_share(leak)[0])}% ({_percent(leak)})"
+
+
+def _changes(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """`attack.releases: [[grad_cam]]` for each value of a tree of overrides."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _changes(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}: {json.dumps(value, ensure_ascii=False).replace(chr(34), '')}"
 
 
 def _is_number(label: str) -> bool:
