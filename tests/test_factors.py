@@ -314,3 +314,17 @@ def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path: Path) -> 
     assert process.returncode == 130, said
     assert "the same command continues" in said and "Traceback" not in said
     assert analysis(runs).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_in_turn_each_trial_trains_on_all_ranks_of_the_base(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    one = "factors={epochs: {settings: {2: {attack.training.epochs: 2}}}}"
+    finished = analysis(runs, "trials.in_turn=true", "base.workers.count=2", one)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads((runs / "tiny" / "factors.json").read_text())
+    assert [setting["run"] for setting in found["factors"][0]["settings"]] == ["tiny.epochs.2"]
+    for name in ("tiny.base", "tiny.epochs.2"):
+        assert json.loads((runs / name / "scores.json").read_text())["provenance"]["workers"]["count"] == 2
+    assert (runs / "tiny" / "report.html").exists()

@@ -108,11 +108,11 @@ def test_the_sentence_says_where_most_and_where_least_is_given_away() -> None:
     found = analysis()
     architecture, epochs = found["factors"]
     assert sentence(architecture, found) == (
-        "The leak is largest for “as configured”, where LRP-z+ removes 75.0% (72.7 to 77.8) of the squared error that the "
-        "prediction alone leaves, and smallest for “residual”, where LRP-z+ removes 50.0% (47.8 to 52.8); the two "
+        "The leak is largest for “as configured”, where LRP-z+ removes 75.0% (72.7 to 77.8) of the squared error that "
+        "the prediction alone leaves, and smallest for “residual”, where LRP-z+ removes 50.0% (47.8 to 52.8); the two "
         "intervals do not overlap."
     )
-    # At 3.9 times the error LRP gains 0.001, and its interval, 0.0009 below, holds more than zero.
+    # At 3.9 times the error LRP still gains 0.001, and its interval, which begins 0.0009 below, leaves zero out.
     assert "smallest for “1”, where LRP-z+ removes 2.5%" in sentence(epochs, found)
     alike = copy.deepcopy(found)
     alike["factors"][0]["settings"] = [setting("other", "tiny.a.other", 1.01)]

@@ -271,7 +271,8 @@ def _share(leak: Leak) -> tuple[float, float, float]:
 
 
 def _tenths(share: float) -> str:
-    return f"{100 * share:.1f}".replace("-", MINUS)
+    text = f"{100 * share:.1f}"
+    return "0.0" if float(text) == 0.0 else text.replace("-", MINUS)
 
 
 def _percent(leak: Leak) -> str:

@@ -238,6 +238,10 @@ class _Drive:
 
 def _worker(threads: int, folder: Path, tell: Callable[[Any], None]) -> Callable[[Call], float]:
     """Built in a worker process: makes one stage of a trial, or scores it and writes its report; seconds it took."""
+    if not folder.is_dir():
+        raise WorkError(
+            f"{folder} is not on every machine of the cluster; start xinv in a folder that all of them share."
+        )
     os.chdir(folder)  # a configuration's relative paths mean what they mean to the driver
     group, memory = InProcess(threads), Memory()
 
