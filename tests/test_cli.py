@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from audits import DEMO
+from audits import DEMO, ROOT
 
 from xinv import cli
 from xinv.data.shards import shard_path
+
+FACTORS = ROOT / "configs" / "factors.yaml"
 
 
 def test_every_verb_has_a_line_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +37,9 @@ def test_every_verb_has_a_line_and_an_example(capsys: pytest.CaptureFixture[str]
         (["audit", str(DEMO), "workers.counts=2"], ["workers.counts", "count"]),
         (["config", "show", str(DEMO), "justakey"], ["justakey", "="]),
         (["shards", "verify", "nowhere"], ["nowhere"]),
+        (["factors", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["factors", str(FACTORS), "overides.seed=1"], ["overides", "overrides"]),
+        (["factors", str(FACTORS), "overrides.sed=1"], ["base", "sed", "seed"]),
         (["audit"], ["CONFIG"]),
         (["adit"], ["adit"]),
     ],

@@ -33,14 +33,15 @@ from xinv.data.shards import Index
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
-from xinv.parallel import disconnect, map_tasks
+from xinv.parallel import disconnect
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
 from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
-from xinv.track import Tracker
+from xinv.track import Recorder, Tracker
+from xinv.train.inline import Group
 from xinv.train.loop import TrainJob
 from xinv.train.run import TrainingGroup
 from xinv.train.weights import ClassifierSpec, load_classifier, load_inverter
@@ -53,17 +54,20 @@ FORMATS = {"images": 2, "classifier": 1, "releases": 1, "scores": 2}
 
 
 @contextlib.contextmanager
-def _unseen(title: str) -> Iterator[Progress]:
+def unseen(title: str) -> Iterator[Progress]:
     yield silent
 
 
-def run(config: AuditConfig, screen: Screen = _unseen, until: Stop = "report") -> dict[str, Any]:
+def run(
+    config: AuditConfig, screen: Screen = unseen, until: Stop = "report", group: Group | None = None
+) -> dict[str, Any]:
     """Run an audit, or what is missing of it; a second call continues an interrupted one.
 
     Args:
         config: from `config.load` or `config.validated`.
         screen: makes the context manager that shows one stage's progress (`progress.Terminal.stage`).
         until: the last stage wanted.
+        group: who does the work; None: `config.workers` under Ray, for this audit alone.
 
     Returns:
         The content of scores.json; an empty dict where `until` comes before it.
@@ -81,20 +85,25 @@ def run(config: AuditConfig, screen: Screen = _unseen, until: Stop = "report") -
         )
         tracker.check()
         try:
-            with TrainingGroup(config.workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
-                return _Audit(config, screen, tracker, group).run(until)
+            if group is not None:
+                return Audit(config, screen, tracker, group).run(until)
+            with TrainingGroup(config.workers, make_private(config.folder / "ray"), config.folder / "log.txt") as own:
+                return Audit(config, screen, tracker, own).run(until)
         finally:
             tracker.close()
-            disconnect()
-            shutil.rmtree(config.folder / "ray", ignore_errors=True)
+            if group is None:
+                disconnect()
+                shutil.rmtree(config.folder / "ray", ignore_errors=True)
 
 
 @dataclass
-class _Audit:
+class Audit:
+    """The stages of one audit. `run` goes through them; `trials.walk` does so too, one at a time."""
+
     config: AuditConfig
     screen: Screen
-    tracker: Tracker
-    group: TrainingGroup
+    tracker: Recorder
+    group: Group
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.runs / "stages")
@@ -231,11 +240,8 @@ class _Audit:
                 METHODS[name].check(model, (data.channels, data.size, data.size))
 
     def run_tasks(self, factory: Any, tasks: Sequence[Any], progress: Progress = silent) -> list[Any]:
-        """`parallel.map_tasks` on this audit's workers."""
-        if self.config.workers.gpus:
-            self.group.close()  # it holds the GPUs that the tasks need
-        log = self.config.folder / "log.txt"
-        return map_tasks(factory, tasks, settings=self.config.workers, log=log, progress=progress)
+        """Apply the function that `factory` builds to every task, on this audit's workers."""
+        return self.group.run_tasks(factory, tasks, progress)
 
     def train(self, job: TrainJob, series: str, progress: Progress) -> dict[str, Any]:
         write_json(job.folder / "job.json", job.model_dump(mode="json"))

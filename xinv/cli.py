@@ -99,17 +99,67 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     from xinv.report.summary import summary_rows, verdict
 
     console = _screen()
-    rows = summary_rows(scores)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    for place, heading in enumerate(rows[0]):
-        table.add_column(str(heading), justify="left" if place == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
     console.print()
-    console.print(table)
+    _print_table(console, summary_rows(scores))
     console.print()
     console.print(verdict(scores))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command(
+    help=_help(
+        "Run an analysis of factors: a base audit, varied one setting at a time, with one report for all.",
+        "xinv factors configs/factors.yaml trials.at_once=2",
+    ),
+)
+def factors(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/factors.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as overrides.attack.training.epochs=5"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from xinv.config import bind_folder
+    from xinv.factors import run as analyses
+    from xinv.factors import settings as analysis_settings
+    from xinv.factors.trial import trials_of
+    from xinv.progress import chatter_into
+
+    settings = analysis_settings.load(config, overrides or ())
+    expanded = trials_of(settings, str(config))
+    bind_folder(settings.folder, analyses.resolved(settings, expanded), analyses.UNBOUND, "this analysis")
+    with chatter_into(settings.folder / "log.txt") as terminal:
+        if as_json:
+            terminal.console.quiet = True
+        found = analyses.run(settings, terminal.stage)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_factors(found, settings.folder)
+
+
+def _print_factors(found: dict[str, Any], folder: Path) -> None:
+    from xinv.report.factors import sentence, summary_rows
+
+    console = _screen()
+    console.print()
+    _print_table(console, summary_rows(found), words=4)
+    for factor in found["factors"]:
+        console.print()
+        console.print(f"{factor['title']}: {sentence(factor, found)}", markup=False)
+    console.print()
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _print_table(console: Console, rows: list[dict[str, str]], words: int = 1) -> None:
+    """One row a dict, headings all equal; `words`: columns that are not numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for place, heading in enumerate(rows[0]):
+        table.add_column(str(heading), justify="left" if place < words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
 
 
 @config_verbs.command(

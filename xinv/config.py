@@ -235,27 +235,33 @@ def bind(config: AuditConfig) -> None:
     Raises:
         InputError: the folder belongs to an audit with another configuration; names the first key that differs.
     """
+    bind_folder(config.folder, config.model_dump(mode="json"), [(section,) for section in UNBOUND], "this audit")
+
+
+def bind_folder(folder: Path, tree: dict[str, Any], unbound: Sequence[tuple[str, ...]], owner: str) -> None:
+    """As `bind`, for any configuration; the paths in `unbound` may differ. `owner`: how messages call the run."""
     from xinv.files import make_private, write_atomic
 
-    path = config.folder / "resolved.yaml"
+    path = folder / "resolved.yaml"
     if path.exists():
-        before, now = load_yaml(path), config.model_dump(mode="json")
-        key = next(_differences(before, now, ()), None)
+        key = next(_differences(load_yaml(path), tree, (), unbound), None)
         if key is not None:
             where = ".".join(key[0])
             raise InputError(
-                f"{config.folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
-                f"Give this audit another name (name=...), or remove {config.folder}; finished steps are kept."
+                f"{folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
+                f"Give {owner} another name (name=...), or remove {folder}; finished steps are kept."
             )
-    make_private(config.folder)
-    write_atomic(path, dump(config))
+    make_private(folder)
+    write_atomic(path, dump_yaml(tree))
 
 
-def _differences(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    if path and path[0] in UNBOUND:
+def _differences(
+    before: Any, now: Any, path: tuple[str, ...], unbound: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if path in unbound:
         return
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(key for key in before if key not in now)]:
-            yield from _differences(before.get(key), now.get(key), (*path, key))
+            yield from _differences(before.get(key), now.get(key), (*path, key), unbound)
     elif before != now:
         yield path, before, now

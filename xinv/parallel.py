@@ -1,4 +1,4 @@
-"""Ray, as the rest of the project needs it: connect within a time limit, and map a function over tasks on actors."""
+"""Ray, as the rest of the project needs it: connect within a time limit, and give tasks to actors."""
 
 import functools
 import logging
@@ -6,9 +6,10 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -181,41 +182,193 @@ def map_tasks(
     cores = ray.cluster_resources().get("CPU", 1)
     width = max(1, min(len(tasks), int(cores // settings.cpus)))
     # No CPU is reserved: the training group holds its own between trainings, idle, and stages never overlap.
-    actor = ray.remote(num_cpus=0, num_gpus=settings.gpus, scheduling_strategy="SPREAD")(_Runner)
-    make = functools.partial(actor.remote, factory, None if log is None else str(log.resolve()), settings.cpus)
-    actors = [make() for _ in range(width)]
-    idle = list(range(width))
+    pool: Pool[Task, Result] = Pool(factory, width, settings, gpus=settings.gpus, log=log)
     waiting = list(reversed(range(len(tasks))))
-    running: dict[Any, tuple[int, int]] = {}
-    failures = [0] * len(tasks)
-    results: dict[int, Result] = {}
+    results: dict[Hashable, Result] = {}
     try:
         progress(0, len(tasks), "")
         while len(results) < len(tasks):
-            while waiting and idle:
-                place, number = idle.pop(), waiting.pop()
-                running[actors[place].run.remote(tasks[number])] = (place, number)
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                place, number = running.pop(reference)
-                idle.append(place)
-                try:
-                    results[number] = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise _own(error) from error
-                except ray.exceptions.RayActorError as error:
-                    failures[number] += 1
-                    if failures[number] > settings.max_failures:
-                        raise WorkError(
-                            f"Task {tasks[number]} lost its process {failures[number]} times: {error}"
-                        ) from error
-                    actors[place] = make()
-                    waiting.append(number)
+            while waiting and pool.idle:
+                number = waiting.pop()
+                pool.submit(number, tasks[number])
+            for key, outcome in pool.wait(1.0):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                results[key] = outcome
                 progress(len(results), len(tasks), "")
     finally:
-        for one in actors:
-            ray.kill(one)
+        pool.close()
     return [results[number] for number in range(len(tasks))]
+
+
+class Pool(Generic[Task, Result]):
+    """Actors that keep their processes for task after task; who has which task is the caller's choice.
+
+    Args:
+        factory: a picklable callable; called once in each actor, its result once a task.
+        width: actors.
+        settings: threads of an actor, how often a task whose actor died is tried again, and how long to wait for the
+            first actor.
+        cpus, gpus: what Ray sets aside for each actor (cpus 0: nothing; a share of a GPU where actors may have one
+            together).
+        log: file that gets what the actors print.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Callable[[Task], Result]],
+        width: int,
+        settings: WorkerSettings,
+        *,
+        cpus: float = 0,
+        gpus: float = 0,
+        log: Path | None = None,
+    ) -> None:
+        import ray
+
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(_Runner)
+        self._make = functools.partial(
+            actor.remote, factory, None if log is None else str(log.resolve()), settings.cpus
+        )
+        self._settings = settings
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+        self._running: dict[Any, tuple[int, Hashable, Task]] = {}
+        self._failures: dict[Hashable, int] = {}
+        self._again: list[tuple[Hashable, Task]] = []
+        self._ready: list[int] = []
+        self._begun = time.monotonic()
+        self._started = False
+        for place in range(width):
+            self._start(place)
+
+    def _start(self, place: int) -> None:
+        self._actors[place] = self._make()
+        self._starting[self._actors[place].__ray_ready__.remote()] = place
+
+    @property
+    def idle(self) -> int:
+        """Actors that could take a task now. One that Ray has no room for yet is not among them."""
+        return len(self._ready)
+
+    def submit(self, key: Hashable, task: Task) -> None:
+        """Give `task`, which the caller calls `key`, to an idle actor."""
+        place = self._ready.pop()
+        self._running[self._actors[place].run.remote(task)] = (place, key, task)
+
+    def wait(self, seconds: float) -> list[tuple[Hashable, Result | Exception]]:
+        """What has ended within `seconds`: (key, result), or (key, InputError, OSError or WorkError) as raised.
+
+        Raises:
+            WorkError: no actor at all has started within `settings.start_limit`.
+        """
+        import ray
+
+        references = [*self._starting, *self._running]
+        ended, _ = ray.wait(references, timeout=seconds) if references else ([], None)
+        found: list[tuple[Hashable, Result | Exception]] = []
+        for reference in ended:
+            if reference in self._starting:
+                self._begin(self._starting.pop(reference), reference)
+                continue
+            place, key, task = self._running.pop(reference)
+            try:
+                found.append((key, ray.get(reference)))
+                self._ready.append(place)
+            except ray.exceptions.RayTaskError as error:
+                found.append((key, _own(error)))
+                self._ready.append(place)
+            except ray.exceptions.RayActorError as error:
+                self._start(place)
+                self._failures[key] = self._failures.get(key, 0) + 1
+                if self._failures[key] > self._settings.max_failures:
+                    lost = WorkError(f"Task {key} lost its process {self._failures[key]} times: {error}")
+                    found.append((key, lost))
+                else:
+                    self._again.append((key, task))
+        while self._again and self._ready:
+            self.submit(*self._again.pop())
+        if not self._started and time.monotonic() - self._begun > self._settings.start_limit:
+            raise WorkError(
+                f"None of {len(self._actors)} worker processes started within {self._settings.start_limit} s. "
+                "Is the cluster busy? Ask for fewer CPUs or GPUs, or raise start_limit."
+            )
+        return found
+
+    def _begin(self, place: int, reference: Any) -> None:
+        import ray
+
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayActorError:
+            self._start(place)  # its machine went away; `wait` gives up where none ever starts
+            return
+        self._started = True
+        self._ready.append(place)
+
+    def close(self) -> None:
+        """End the actors, whatever they are doing."""
+        import ray
+
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors, self._ready = {}, []
+
+
+def room(cpus: int, gpus: float) -> int:
+    """How many actors with so many CPUs and such a share of a GPU the cluster holds. Needs a connection (`connect`)."""
+    import ray
+
+    have = ray.cluster_resources()
+    places = int(have.get("CPU", 0) // cpus)
+    return min(places, int(have.get("GPU", 0)) * int(1 / gpus)) if gpus else places
+
+
+class Board:
+    """Where tasks leave messages for the process that gave them out. Needs a connection (`connect`)."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor = ray.remote(num_cpus=0)(_Messages).remote()
+
+    @property
+    def tell(self) -> Callable[[Any], None]:
+        """A picklable function that leaves one small picklable message, and returns when it is there."""
+        return functools.partial(_tell, self._actor)
+
+    def read(self) -> list[Any]:
+        """The messages since the last call, in the order of their arrival."""
+        import ray
+
+        messages: list[Any] = ray.get(self._actor.take.remote())
+        return messages
+
+    def close(self) -> None:
+        """Remove it."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+class _Messages:
+    """The actor behind a `Board`."""
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+
+    def put(self, message: Any) -> None:
+        self._messages.append(message)
+
+    def take(self) -> list[Any]:
+        taken, self._messages = self._messages, []
+        return taken
+
+
+def _tell(actor: Any, message: Any) -> None:
+    import ray
+
+    ray.get(actor.put.remote(message))
 
 
 def _own(error: Any) -> Exception:

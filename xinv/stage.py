@@ -35,9 +35,13 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = make_private(root)
 
+    def name(self, kind: str, identity: dict[str, Any]) -> str:
+        """The id of a stage, made or not, which is its folder's name."""
+        return f"{kind}-{digest(identity)}"
+
     def finished(self, kind: str, identity: dict[str, Any]) -> Finished | None:
         """The stage if it is complete. InputError when its folder holds something else under the same name."""
-        name = f"{kind}-{digest(identity)}"
+        name = self.name(kind, identity)
         folder = self.root / name
         if not (folder / MARK).exists():
             return None
@@ -55,7 +59,7 @@ class Store:
         found = self.finished(kind, identity)
         if found is not None:
             return found
-        name = f"{kind}-{digest(identity)}"
+        name = self.name(kind, identity)
         with lock(self.root / f".{name}.lock"):
             found = self.finished(kind, identity)
             if found is not None:

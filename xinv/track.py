@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +46,16 @@ class TrackSettings(BaseModel):
         False, description="send pictures too; reconstructions can show the people whose images were audited"
     )
     tags: tuple[str, ...] = Field((), description="W&B tags of the run")
+
+
+class Recorder(Protocol):
+    """Who hears of an audit's events, pictures and final figures; `Tracker` writes them down."""
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def picture(self, name: str, png: bytes, step: int) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
 
 
 class Tracker:

@@ -63,7 +63,7 @@ def leak_chart(metric: Metric, bars: Sequence[Bar]) -> str:
         for place, bar in enumerate(reversed(bars)):
             _draw_bar(axes, metric, bar, place)
         _dress(axes, metric, bars)
-        return _svg(figure)
+        return svg_uri(figure)
 
 
 def risk_chart(percentiles: Sequence[Sequence[float]], threshold: float, by: str) -> str:
@@ -96,10 +96,11 @@ def risk_chart(percentiles: Sequence[Sequence[float]], threshold: float, by: str
         first.set_horizontalalignment("left")
         last.set_horizontalalignment("right")
         axes.tick_params(length=3, color="#c8ced3", labelcolor=FAINT, labelsize=8)
-        return _svg(figure)
+        return svg_uri(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_uri(figure: Figure) -> str:
+    """A figure as an SVG `data:` URI."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _uri("image/svg+xml", stream.getvalue().encode())

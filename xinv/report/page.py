@@ -54,50 +54,58 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
     as it is. InputError when one is missing, damaged or of another schema.
     """
     rows.check(scores)
-    environment = Environment(
+    parts = summary.verdict_parts(scores)
+    content = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            audit=scores["audit"],
+            synthetic=bool(scores["data"].get("synthetic")),
+            headline=parts[0],
+            support=parts[1:],
+            cautions=summary.cautions(scores),
+            cards=_cards(scores),
+            panels=_panels(scores),
+            risk=_risk_panel(scores),
+            leak_metrics=[tables.gain_heading(metric) for metric in tables.leak_metrics(scores)],
+            leak_lines=tables.leak_lines(scores),
+            corrected=rows.compared(scores),
+            detectable=tables.detectable(scores),
+            gallery=gallery(scores, pictures),
+            scale={"signed": figures.scale(True), "unsigned": figures.scale(False)},
+            metrics=rows.main_metrics(scores),
+            explained_metrics=[
+                metric for metric in rows.all_metrics(scores) if not metric.evaluator and not metric.attribute
+            ],
+            groups=tables.groups(scores),
+            control_notes=tables.control_notes(scores),
+            subsets=tables.subsets(scores),
+            opinions=tables.opinions(scores),
+            people=tables.people(scores),
+            attributes=attributes.overview(scores),
+            by_attribute=attributes.by_attribute(scores),
+            level=rows.level(scores),
+            alpha=f"{100.0 * (1.0 - scores.get('level', 0.95)):g}%",
+            clustered=_clustered(scores),
+            seeds=rows.seeds(scores),
+            data=list(flat(scores["data"])),
+            data_line=data_line(scores),
+            settings_yaml=settings_yaml,
+            provenance=list(flat(scores.get("provenance", {}))),
+        )
+    )
+    write_atomic(path, content)
+
+
+def templates() -> Environment:
+    """The page templates of this folder."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts = summary.verdict_parts(scores)
-    content = environment.get_template("page.html.j2").render(
-        audit=scores["audit"],
-        synthetic=bool(scores["data"].get("synthetic")),
-        headline=parts[0],
-        support=parts[1:],
-        cautions=summary.cautions(scores),
-        cards=_cards(scores),
-        panels=_panels(scores),
-        risk=_risk_panel(scores),
-        leak_metrics=[tables.gain_heading(metric) for metric in tables.leak_metrics(scores)],
-        leak_lines=tables.leak_lines(scores),
-        corrected=rows.compared(scores),
-        detectable=tables.detectable(scores),
-        gallery=gallery(scores, pictures),
-        scale={"signed": figures.scale(True), "unsigned": figures.scale(False)},
-        metrics=rows.main_metrics(scores),
-        explained_metrics=[
-            metric for metric in rows.all_metrics(scores) if not metric.evaluator and not metric.attribute
-        ],
-        groups=tables.groups(scores),
-        control_notes=tables.control_notes(scores),
-        subsets=tables.subsets(scores),
-        opinions=tables.opinions(scores),
-        people=tables.people(scores),
-        attributes=attributes.overview(scores),
-        by_attribute=attributes.by_attribute(scores),
-        level=rows.level(scores),
-        alpha=f"{100.0 * (1.0 - scores.get('level', 0.95)):g}%",
-        clustered=_clustered(scores),
-        seeds=rows.seeds(scores),
-        data=list(_flat(scores["data"])),
-        data_line=_data_line(scores),
-        settings_yaml=settings_yaml,
-        provenance=list(_flat(scores.get("provenance", {}))),
-    )
-    write_atomic(path, content)
 
 
 # ---- key figures ---------------------------------------------------------------------------------------------------
@@ -221,7 +229,8 @@ def _clustered(scores: Scores) -> bool:
 # ---- data and provenance -------------------------------------------------------------------------------------------
 
 
-def _data_line(scores: Scores) -> str:
+def data_line(scores: Scores) -> str:
+    """The images in a few words."""
     data = scores["data"]
     parts = [str(data["source"])] if "source" in data else []
     if "size" in data:
@@ -231,15 +240,15 @@ def _data_line(scores: Scores) -> str:
     return ", ".join(parts)
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """(dotted path, text) of every leaf of nested mappings; short lists on one line."""
     if isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else str(key))
+            yield from flat(part, f"{path}.{key}" if path else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         if any(isinstance(part, Mapping | list | tuple) for part in value):
             for number, part in enumerate(value):
-                yield from _flat(part, f"{path}.{number}")
+                yield from flat(part, f"{path}.{number}")
         else:
             yield path, ", ".join(str(part) for part in value) or "none"
     else:

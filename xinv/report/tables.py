@@ -87,13 +87,14 @@ def leak_lines(scores: Scores) -> list[Line]:
     lines = []
     for found in by_attack.values():
         some = next(iter(found.values()))
-        cells = tuple(_leak_cell(found[metric.key]) if metric.key in found else Cell("–") for metric in metrics)
+        cells = tuple(leak_cell(found[metric.key]) if metric.key in found else Cell("–") for metric in metrics)
         against = f"against {some.against}" if several else ""
         lines.append(Line(some.title, against, "", some.n, cells, some.control))
     return lines
 
 
-def _leak_cell(leak: Leak) -> Cell:
+def leak_cell(leak: Leak) -> Cell:
+    """The gain with its interval."""
     return Cell(_signed(leak), leak.interval, leak.shown)
 
 
@@ -174,7 +175,7 @@ def subsets(scores: Scores) -> list[tuple[str, Sheet]]:
             cells = (
                 Cell(_bytes(row.get("released_bytes"))),
                 *(mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics),
-                Cell("–") if leak is None else _leak_cell(leak),
+                Cell("–") if leak is None else leak_cell(leak),
             )
             lines.append(Line(title, "", "", row["n"], cells, row["kind"] == "control"))
         name = f"{' + '.join(map(rows.explanation_title, group))} · {inverter}"

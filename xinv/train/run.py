@@ -11,13 +11,17 @@ import contextlib
 import functools
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from xinv.errors import InputError, WorkError
-from xinv.parallel import WorkerSettings, connect, redirect
+from xinv.parallel import WorkerSettings, connect, map_tasks, redirect
 from xinv.progress import Progress, silent
 from xinv.train.loop import Events, Summary, TrainJob
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 class _Desk:
@@ -197,6 +201,14 @@ class TrainingGroup:
                     f"{state['ranks']} of {self._settings.count} training processes started within "
                     f"{self._settings.start_limit} s. Is the cluster busy? Raise workers.start_limit."
                 )
+
+    def run_tasks(
+        self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
+    ) -> list[Result]:
+        """`parallel.map_tasks` on the same workers."""
+        if self._settings.gpus:
+            self.close()  # it holds the GPUs that the tasks need
+        return map_tasks(factory, tasks, settings=self._settings, log=self._log, progress=progress)
 
     def _result(self, outcome: dict[str, Any]) -> Summary:
         if "summary" in outcome:
