@@ -3,6 +3,7 @@
 Each function returns the finished stages as `Attack`s, which scoring carries out.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from xinv.leak.closed_form import fit_ridge
 from xinv.leak.score import Attack
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
-from xinv.release.precompute import ReleaseSettings
+from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
 from xinv.train.weights import (
@@ -44,7 +45,14 @@ class Stages(Protocol):
 
     def run_tasks(self, factory: Any, tasks: Sequence[Any], progress: Progress) -> list[Any]: ...
 
-    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished: ...
+    def explain(
+        self,
+        kind: str,
+        images: Finished,
+        target: Finished,
+        settings: ReleaseSettings,
+        partitions: Sequence[str] = ...,
+    ) -> Finished: ...
 
 
 def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
@@ -151,16 +159,19 @@ def _ridge_solver() -> Callable[[tuple[RidgeSpec, Path, Path, Path]], dict[str, 
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """The attack on a target that explains nothing, each beside its control of the same capacity and budget."""
+    """The attack on a target that explains nothing, each beside its control of the same capacity and budget.
+
+    The surrogate itself is trained once, as the target is; what learns from it is trained `attack.seeds` times.
+    """
     settings = audit.config.attack.surrogate
     if settings is None:
         return []
     model = _surrogate_model(audit, images, releases, settings)
     asked = ReleaseSettings(methods=settings.methods, batch_size=audit.config.release.batch_size)
-    explained = audit.explain("lessons", images, model, asked)
+    explained = audit.explain("lessons", images, model, asked, LESSON_PARTITIONS)
     found: list[Attack] = []
-    for method in settings.methods:
-        imagine = _SurrogateTraining(audit, images, releases, explained, method, settings)
+    for method, repeat in itertools.product(settings.methods, range(audit.config.attack.seeds)):
+        imagine = _SurrogateTraining(audit, images, releases, explained, method, settings, repeat)
         # Against an inverter of the same size and budget: the imagined explanation adds no information in theory.
         control = imagine.train("same_capacity", "invert_explained")
         found.append(imagine.attack("same_capacity", control, kind="control"))
@@ -217,14 +228,16 @@ class _SurrogateTraining:
         explained: Finished,
         method: str,
         settings: SurrogateSettings,
+        repeat: int,
     ) -> None:
         self.audit, self.images, self.releases, self.explained = audit, images, releases, explained
-        self.method, self.settings = method, settings
+        self.method, self.settings, self.repeat = method, settings, repeat
 
     def train(self, role: str, objective: Any, start: Finished | None = None) -> Finished:
         """One training; with `start`, its explanation inverter is taken over and kept."""
         config = self.audit.config
-        attack, seed = config.attack, config.seed + 5
+        attack, seed = config.attack, config.seed + 5 + 1000 * self.repeat
+        label = self.method + (f", seed {self.repeat + 1}" if self.repeat else "")
         explainer, design = attack.design(self.settings.explainer), attack.design(self.settings.inverter)
         identity = {
             "format": SURROGATE_FORMAT,
@@ -263,9 +276,9 @@ class _SurrogateTraining:
                 settings=attack.training,
                 seed=seed,
             )
-            return self.audit.train(job, f"surrogate {role} + {self.method}", progress)
+            return self.audit.train(job, f"surrogate {role} + {label}", progress)
 
-        return self.audit.stage("imagined", f"Surrogate {role}: {self.method}", identity, work)
+        return self.audit.stage("imagined", f"Surrogate {role}: {label}", identity, work)
 
     def attack(self, role: str, trained: Finished, kind: Any = "attack") -> Attack:
         """What scoring does with it: the victims' predictions are all that it reads."""
@@ -277,6 +290,7 @@ class _SurrogateTraining:
             folder=trained.folder,
             title=f"{'Untaught' if control else 'Imagined'} {METHODS[self.method].title} ({TITLES[role]})",
             baseline="" if control else f"surrogate_same_capacity:{self.method}",
+            seed=self.repeat,
         )
 
 

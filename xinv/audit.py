@@ -37,7 +37,7 @@ from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
 from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
-from xinv.release.precompute import ReleaseSettings, precompute
+from xinv.release.precompute import PARTITIONS, ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
 from xinv.track import Tracker
 from xinv.train.loop import TrainJob
@@ -193,13 +193,21 @@ class _Audit:
 
         return self.stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
 
-    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished:
-        """Predictions and explanations of a classifier for the attacker's images and the victims."""
+    def explain(
+        self,
+        kind: str,
+        images: Finished,
+        target: Finished,
+        settings: ReleaseSettings,
+        partitions: Sequence[str] = PARTITIONS,
+    ) -> Finished:
+        """Predictions and explanations of a classifier for the images of `partitions`."""
         identity = {
             "format": FORMATS["releases"],
             "settings": settings.model_dump(mode="json"),
             "images": images.id,
             "target": target.id,
+            "partitions": list(partitions),
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, int]:
@@ -212,10 +220,12 @@ class _Audit:
                 run_tasks=self.run_tasks,
                 progress=progress,
                 threads=self.config.workers.cpus,
+                partitions=partitions,
             )
             return {partition: index.samples(partition) for partition in index.partitions}
 
-        return self.stage(kind, f"{kind.capitalize()}: {', '.join(settings.methods)}", identity, work)
+        title = kind.capitalize().replace("_", " ")
+        return self.stage(kind, f"{title}: {', '.join(settings.methods)}", identity, work)
 
     def _check_methods(self, images: Finished) -> None:
         """Refuse an explanation that its network does not support, before anything is trained.
