@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
-from xinv.leak.closed_form import fit_ridge
 from xinv.leak.score import Attack
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
@@ -18,19 +17,14 @@ from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
 from xinv.train.weights import (
-    WEIGHTS,
     ClassifierSpec,
     InverterSpec,
-    RidgeSpec,
     SurrogateSpec,
-    save_spec,
-    save_weights,
 )
 
 Work = Callable[[Path, Progress], Any]
 INVERTER_FORMAT = 1
 SURROGATE_FORMAT = 1
-RIDGE_FORMAT = 1
 TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
@@ -55,24 +49,37 @@ class Stages(Protocol):
     ) -> Finished: ...
 
 
-def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """Every inverter trained on every release; the baseline, which sees predictions alone, first."""
+def inverters(
+    audit: Stages, images: Finished, releases: Finished, random_releases: Finished | None = None
+) -> list[Attack]:
+    """Every inverter trained on every release; the baseline, which sees predictions alone, first.
+
+    With `random_releases`, an untrained target's, they are trained on its maps beside the target's own predictions: the
+    controls `random_target`, without a baseline of their own.
+    """
     attack = audit.config.attack
-    wanted: list[tuple[str, tuple[str, ...]]] = [(attack.baseline, ())]
+    wanted: list[tuple[str, tuple[str, ...]]] = [] if random_releases else [(attack.baseline, ())]
     wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
     return [
-        _inverter(audit, images, releases, name, methods, repeat)
+        _inverter(audit, images, releases, name, methods, repeat, random_releases)
         for name, methods in wanted
         for repeat in range(attack.seeds)
     ]
 
 
 def _inverter(
-    audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...], repeat: int
+    audit: Stages,
+    images: Finished,
+    releases: Finished,
+    name: str,
+    methods: tuple[str, ...],
+    repeat: int,
+    random_releases: Finished | None,
 ) -> Attack:
     attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
     design = attack.design(name)
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
+    label += ", random target" if random_releases else ""
     identity = {
         "format": INVERTER_FORMAT,
         "design": design.model_dump(mode="json"),
@@ -81,7 +88,7 @@ def _inverter(
         "releases": releases.id,
         "methods": list(methods),
         "seed": seed,
-    }
+    } | ({"lessons": random_releases.id} if random_releases else {})
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         spec = InverterSpec(
@@ -90,7 +97,7 @@ def _inverter(
             size=data.size,
             classes=_classes(releases),
             methods=methods,
-            maps=tuple(_map_shape(releases, method) for method in methods),
+            maps=tuple(_map_shape(random_releases or releases, method) for method in methods),
         )
         job = TrainJob(
             folder=folder.resolve(),
@@ -98,6 +105,7 @@ def _inverter(
             network=spec,
             images=images.folder.resolve(),
             releases=releases.folder.resolve(),
+            lessons=random_releases.folder.resolve() if random_releases else None,
             partition="attack",
             settings=attack.training,
             seed=seed,
@@ -106,56 +114,10 @@ def _inverter(
 
     found = audit.stage("inverter", f"Inverter: {label}", identity, work)
     ident = ":".join([name, *(["+".join(methods)] if methods else [])])
-    return Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods, seed=repeat)
-
-
-def ridges(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """Ridge regression on every release: the floor that a network must beat."""
-    if "ridge" not in audit.config.attack.controls:
-        return []
-    return [_ridge(audit, images, releases, methods) for methods in audit.config.attacked_releases()]
-
-
-def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[str, ...]) -> Attack:
-    data = audit.config.data
-    label = " + ".join(methods)
-    identity = {"format": RIDGE_FORMAT, "images": images.id, "releases": releases.id, "methods": list(methods)}
-
-    def work(folder: Path, progress: Progress) -> dict[str, float]:
-        spec = RidgeSpec(
-            channels=data.channels,
-            size=data.size,
-            classes=_classes(releases),
-            methods=methods,
-            maps=tuple(_map_shape(releases, method) for method in methods),
-        )
-        task = (spec, folder.resolve(), images.folder.resolve(), releases.folder.resolve())
-        (found,) = audit.run_tasks(_ridge_solver, [task], progress)
-        return found
-
-    found = audit.stage("ridge", f"Ridge regression: {label}", identity, work)
-    return Attack(
-        id=f"ridge:{'+'.join(methods)}",
-        kind="control",
-        inverter="ridge regression",
-        folder=found.folder,
-        methods=methods,
-        title=f"Ridge regression ({', '.join(METHODS[method].title for method in methods)})",
-    )
-
-
-def _ridge_solver() -> Callable[[tuple[RidgeSpec, Path, Path, Path]], dict[str, float]]:
-    """Built in a worker process: solves one ridge regression and writes its network folder."""
-
-    def solve(task: tuple[RidgeSpec, Path, Path, Path]) -> dict[str, float]:
-        spec, folder, images, releases = task
-        network = spec.build()
-        found = fit_ridge(network, images, releases, spec.methods, batch_size=256)
-        save_spec(folder, spec)
-        save_weights(folder / WEIGHTS, dict(network.state_dict()))
-        return found
-
-    return solve
+    one = Attack(id=ident, kind="attack", inverter=name, folder=found.folder, methods=methods, seed=repeat)
+    if random_releases is None:
+        return one
+    return one.model_copy(update={"id": f"random_target:{ident}", "kind": "control", "lessons": random_releases.folder})
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:

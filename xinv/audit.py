@@ -24,7 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from xinv.attacks import inverters, ridges, surrogate_attacks
+from xinv.attacks import inverters, surrogate_attacks
+from xinv.closed_forms import closed_forms
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart, bind, dump
 from xinv.data.build import build_images
 from xinv.data.shards import Index, people
@@ -35,6 +36,7 @@ from xinv.nets.classifier import build_classifier
 from xinv.parallel import disconnect, map_tasks
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
+from xinv.random_target import random_targets
 from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import PARTITIONS, ReleaseSettings, precompute
@@ -114,7 +116,8 @@ class _Audit:
         if until == "releases":
             return {}
         attacks = [*inverters(self, images, releases), *surrogate_attacks(self, images, releases)]
-        attacks += ridges(self, images, releases)
+        attacks += closed_forms(self, images, releases)
+        attacks += random_targets(self, images, releases, target)
         if until == "inverters":
             return {}
         scored = self.scores(images, releases, evaluators, target, attacks)
@@ -374,10 +377,15 @@ class _Audit:
 
 
 def _described_attack(attack: Attack) -> dict[str, Any]:
-    """An attack as part of an identity: its network by the name of its stage, wherever that lies."""
-    folder = attack.folder.name if attack.folder else None
-    return {**attack.model_dump(mode="json", exclude={"folder"}), "network": folder}
+    """An attack as part of an identity: its folders by the names of their stages, wherever those lie."""
+    names = {field: path.name if path else None for field, path in _folders(attack).items()}
+    return {**attack.model_dump(mode="json", exclude=set(names)), **names}
 
 
 def _absolute(attack: Attack) -> Attack:
-    return attack if attack.folder is None else attack.model_copy(update={"folder": attack.folder.resolve()})
+    folders = {field: path.resolve() for field, path in _folders(attack).items() if path}
+    return attack.model_copy(update=folders)
+
+
+def _folders(attack: Attack) -> dict[str, Path | None]:
+    return {"folder": attack.folder, "lessons": attack.lessons}

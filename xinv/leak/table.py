@@ -118,6 +118,8 @@ class _Tables:
         }
         if attack.title:
             row["title"] = attack.title
+        if "without_partner" in result:
+            row["without_partner"] = result["without_partner"]
         if result.get("agreement"):
             row["agreement"] = self.agreement(result["agreement"])
         return row
