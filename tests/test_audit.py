@@ -163,9 +163,11 @@ def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
     more = audit(
         runs,
         "name=more",
-        "release.methods=[gradient]",
+        "release.methods=[gradient, gradient_input]",
+        "attack.releases=[[gradient]]",
         "attack.seeds=2",
-        "attack.controls=[ridge]",
+        "attack.controls=[random_target, same_class_image, nearest_neighbour]",
+        "attack.closed_forms=[ridge, quotient]",
         "evaluators.plain={network: {network: cnn, width: 4}, training: {epochs: 2}}",
         "attack.surrogate={network: {width: 4}, training: {epochs: 3}, methods: [grad_cam]}",
     )
@@ -173,9 +175,23 @@ def test_surrogate_two_evaluators_and_two_seeds(done: Done) -> None:
     scores = scores_of(runs, "more")
     rows = {row["attack"]: row for row in scores["rows"]}
     surrogate = [f"surrogate_{role}:grad_cam" for role in ("same_capacity", "two_stage", "joint")]
-    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate, "ridge:gradient"]
-    assert rows["flatten_unet:gradient"]["seeds"] == 2
+    quotient = "quotient:gradient+gradient_input"
+    solved = [quotient, "ridge:gradient"]
+    trained = ["random_target:flatten_unet:gradient", "same_class_image:flatten_unet:gradient"]
+    controls = [*trained, "nearest_neighbour", "nearest_neighbour:gradient"]
+    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate, *solved, *controls]
+    assert all(rows[name]["seeds"] == 2 for name in ("flatten_unet:gradient", *surrogate, *trained))
     assert [rows[name]["kind"] for name in surrogate] == ["control", "attack", "attack"]
+    assert rows[quotient]["kind"] == "attack" and rows[quotient]["metrics"]["mse"]["mean"] < 1e-4
+    assert all(rows[name]["kind"] == "control" for name in controls)
+    assert "without_partner" in rows[trained[1]]
+    (lessons,) = (runs / "stages").glob("lessons-*")
+    assert {path.name for path in lessons.iterdir()} == {"attack", "attack_validation", "index.json", "stage.json"}
+    (random,) = (runs / "stages").glob("random_releases-*")
+    assert (random / "victim").exists()
+    page = (runs / "more" / "report.html").read_text()
+    assert all(f"<b>{title}</b>" in page for title in ("Quotient", "Nearest neighbour", "Ridge regression"))
+    assert "Explanation of an untrained target" in page and "Explanation of another image of the same label" in page
     assert all(rows[name]["released_bytes"] == 40 for name in surrogate), "they read the prediction alone"
     assert "attack_accuracy_top1:plain" in rows["prediction_only"]["metrics"]
     baselines = {leak["attack"]: leak["baseline"] for leak in scores["leaks"]}

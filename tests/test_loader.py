@@ -357,3 +357,14 @@ def test_the_training_loop_cannot_read_the_victims(tiny_images, tiny_releases, t
     with pytest.raises(InputError, match="is kept for scoring"):
         train(job)
     assert not (tmp_path / "job" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("memory_bytes", [2 << 30, 1500])
+def test_samples_are_read_in_the_order_asked_for(tiny_images, tiny_releases, memory_bytes):
+    reader = Reader(tiny_images, "attack", tiny_releases, ("gradient",), memory_bytes=memory_bytes)
+    (whole,) = Reader(tiny_images, "attack", tiny_releases, ("gradient",)).once(23)
+    places = np.array([22, 0, 7, 7, 3, 12, 1])
+    found = list(reader.at(places, 3))
+    assert [len(batch.key) for batch in found] == [3, 3, 1]
+    assert [key for batch in found for key in batch.key] == [whole.key[place] for place in places]
+    torch.testing.assert_close(torch.cat([batch.maps["gradient"] for batch in found]), whole.maps["gradient"][places])

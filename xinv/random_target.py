@@ -54,4 +54,4 @@ def _random_target(audit: Stages, target: Finished) -> Finished:
         save_weights(folder / WEIGHTS, {name: value.contiguous() for name, value in network.state_dict().items()})
         return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
 
-    return audit.stage("random_target", f"Random target: {spec.settings.network}", identity, work)
+    return audit.stage("random_target", "Random target", identity, work)
