@@ -194,6 +194,7 @@ def test_every_control_says_what_it_shows(scores: dict[str, Any], pictures: Path
         "of the same label: what remains is what explanations of a label have in common (3 of 500 images have no other "
         "of their label and took one of another label).",
         "Explanation of an untrained target : an inverter trained and fed with",
+        "and what the target's own explanation gains beyond it is what training added.",
         "Nearest neighbour : the attacker's own image with the most similar release: what a look-up achieves",
         "Ridge regression : the best linear map from release to image",
         "Quotient : no network at all, released gradient × input divided by released gradient",

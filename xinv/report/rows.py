@@ -68,8 +68,8 @@ CONTROLS = {  # by what stands before the first colon of the attack id
         "Explanation of an untrained target",
         "untrained",
         "an inverter trained and fed with explanations of this image by a network with random weights, beside the "
-        "target's own prediction: what it gains comes from passing the image through any such network, and only what "
-        "the target's own explanation gains beyond it can come from what the target has learned",
+        "target's own prediction: what it gains is to be had from passing the image through any such network, and what "
+        "the target's own explanation gains beyond it is what training added",
     ),
     "surrogate_same_capacity": Control(
         "Same network, untaught",

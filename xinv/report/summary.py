@@ -173,8 +173,7 @@ def _untrained_cautions(scores: Scores) -> list[str]:
             notes.append(
                 f"An untrained network's explanation leaks too: “{untrained.title}” lowers the MSE by "
                 f"{untrained.metric.format(untrained.gain)} ({untrained.interval}), {compared} “{own.title}” does. "
-                "That part of the leak comes from passing the image through any such network, not from what the target "
-                "has learned."
+                "So much is to be had from passing the image through any such network, whatever the target has learned."
             )
     return notes
 
