@@ -157,17 +157,17 @@ def test_pictures_reach_wandb_only_when_asked_for(done: Done) -> None:
     assert any("original" in path.name for path in files) and any("mean_image" in path.name for path in files)
 
 
-def test_surrogate_two_evaluators_two_seeds_and_every_subset(done: Done) -> None:
-    """A target that explains nothing, attacked through the attacker's own model; two judges; every inverter twice; one
-    of two explanations with each of them withheld at times."""
+def test_surrogate_two_evaluators_two_seeds_and_every_control(done: Done) -> None:
+    """A target that explains nothing, attacked through the attacker's own model; two judges; every inverter twice."""
     runs, _ = done
     more = audit(
         runs,
         "name=more",
-        "attack.releases=[[gradient], [gradient, grad_cam]]",
-        "attack.explanation_dropout=0.4",
+        "release.methods=[gradient, gradient_input]",
+        "attack.releases=[[gradient]]",
         "attack.seeds=2",
-        "attack.controls=[ridge]",
+        "attack.controls=[random_target, same_class_image, nearest_neighbour]",
+        "attack.closed_forms=[ridge, quotient]",
         "evaluators.plain={network: {network: cnn, width: 4}, training: {epochs: 2}}",
         "attack.surrogate={network: {width: 4}, training: {epochs: 3}, methods: [grad_cam]}",
     )
@@ -175,23 +175,23 @@ def test_surrogate_two_evaluators_two_seeds_and_every_subset(done: Done) -> None
     scores = scores_of(runs, "more")
     rows = {row["attack"]: row for row in scores["rows"]}
     surrogate = [f"surrogate_{role}:grad_cam" for role in ("same_capacity", "two_stage", "joint")]
-    whole = "flatten_unet:gradient+grad_cam"
-    parts = [
-        "flatten_unet:gradient:withheld:grad_cam",
-        "flatten_unet:grad_cam:withheld:gradient",
-        "flatten_unet:withheld:gradient+grad_cam",
-    ]
-    ridges = ["ridge:gradient", "ridge:gradient+grad_cam"]
-    assert list(rows) == ["prediction_only", "flatten_unet:gradient", whole, *parts, *surrogate, *ridges]
-    assert all(rows[name]["seeds"] == 2 for name in ("flatten_unet:gradient", whole, *parts))
-    assert [rows[name]["kind"] for name in parts] == ["attack", "attack", "control"]
-    assert [name for name, row in rows.items() if "group" in row] == [whole, *parts]
-    own = [rows[name]["released_bytes"] - 40 for name in (whole, *parts)]
-    assert own[0] == own[1] + own[2] and own[1] == 4 * 32 * 32 and own[3] == 0
-    trained = [json.loads(path.read_text()) for path in (runs / "stages").glob("inverter-*/network.json")]
-    assert {tuple(one["methods"]) for one in trained if one["explanation_dropout"]} == {("gradient", "grad_cam")}
-    assert "Every subset of the release" in (runs / "more" / "report.html").read_text()
+    quotient = "quotient:gradient+gradient_input"
+    solved = [quotient, "ridge:gradient"]
+    trained = ["random_target:flatten_unet:gradient", "same_class_image:flatten_unet:gradient"]
+    controls = [*trained, "nearest_neighbour", "nearest_neighbour:gradient"]
+    assert list(rows) == ["prediction_only", "flatten_unet:gradient", *surrogate, *solved, *controls]
+    assert all(rows[name]["seeds"] == 2 for name in ("flatten_unet:gradient", *surrogate, *trained))
     assert [rows[name]["kind"] for name in surrogate] == ["control", "attack", "attack"]
+    assert rows[quotient]["kind"] == "attack" and rows[quotient]["metrics"]["mse"]["mean"] < 1e-4
+    assert all(rows[name]["kind"] == "control" for name in controls)
+    assert "without_partner" in rows[trained[1]]
+    (lessons,) = (runs / "stages").glob("lessons-*")
+    assert {path.name for path in lessons.iterdir()} == {"attack", "attack_validation", "index.json", "stage.json"}
+    (random,) = (runs / "stages").glob("random_releases-*")
+    assert (random / "victim").exists()
+    page = (runs / "more" / "report.html").read_text()
+    assert all(f"<b>{title}</b>" in page for title in ("Quotient", "Nearest neighbour", "Ridge regression"))
+    assert "Explanation of an untrained target" in page and "Explanation of another image of the same label" in page
     assert all(rows[name]["released_bytes"] == 40 for name in surrogate), "they read the prediction alone"
     assert "attack_accuracy_top1:plain" in rows["prediction_only"]["metrics"]
     baselines = {leak["attack"]: leak["baseline"] for leak in scores["leaks"]}
@@ -202,24 +202,55 @@ def test_surrogate_two_evaluators_two_seeds_and_every_subset(done: Done) -> None
 FACES = (
     "data.source={kind: synthetic_faces, identities: 150, images_per_identity: 2, size: 32}",
     "data.split={target: 60, attack: 80, victim: 24, gallery: 100}",
-    "release.methods=[gradient]",
+    "release.methods=[gradient, grad_cam]",
+    "attack.releases=[[gradient, grad_cam]]",
+    "attack.explanation_dropout=0.4",
+    "attack.images=60",
     "evaluators={reader: {predicts: attributes, attributes: [glasses, hair], network: {network: cnn, width: 4}, "
     "training: {epochs: 2}}, label: {network: {network: cnn, width: 4}, training: {epochs: 1}}}",
 )
 
 
-def test_attributes_that_the_target_never_predicts(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RUNS with a finished audit of drawn faces: judged by attributes, two explanations with each withheld at times."""
+    runs = tmp_path_factory.mktemp("faces") / "runs"
     finished = audit(runs, "name=faces", "workers.count=1", *FACES)
     assert finished.returncode == 0, finished.stderr
-    scores = scores_of(runs, "faces")
+    return runs
+
+
+def test_one_inverter_is_scored_on_every_subset_of_its_explanations(faces: Path) -> None:
+    scores = scores_of(faces, "faces")
+    rows = {row["attack"]: row for row in scores["rows"]}
+    whole = "flatten_unet:gradient+grad_cam"
+    parts = [
+        "flatten_unet:gradient:withheld:grad_cam",
+        "flatten_unet:grad_cam:withheld:gradient",
+        "flatten_unet:withheld:gradient+grad_cam",
+    ]
+    assert list(rows) == ["prediction_only", whole, *parts, "mean_image", f"other_image:{whole}"]
+    assert [rows[name]["kind"] for name in parts] == ["attack", "attack", "control"]
+    assert [name for name, row in rows.items() if "group" in row] == [whole, *parts]
+    nothing = rows["prediction_only"]["released_bytes"]
+    own = [rows[name]["released_bytes"] - nothing for name in (whole, *parts)]
+    assert own[0] == own[1] + own[2] and own[1] == 4 * 32 * 32 and own[3] == 0
+    trained = [json.loads(path.read_text()) for path in (faces / "stages").glob("inverter-*/network.json")]
+    assert {tuple(one["methods"]) for one in trained if one["explanation_dropout"]} == {("gradient", "grad_cam")}
+    jobs = [json.loads(path.read_text()) for path in (faces / "stages").glob("inverter-*/job.json")]
+    assert {job["limit"] for job in jobs} == {60}
+    assert "Every subset of the release" in (faces / "faces" / "report.html").read_text()
+
+
+def test_attributes_that_the_target_never_predicts(faces: Path) -> None:
+    scores = scores_of(faces, "faces")
     reader = scores["evaluators"][0]
     assert [one["name"] for one in reader["attributes"]] == ["glasses", "hair"]
     assert reader["attributes"][0]["chance"] > 0.5 and "evaluator" not in scores
     for row in scores["rows"]:
         assert {"attributes_recovered", "attribute:glasses", "attribute:hair"} <= row["metrics"].keys()
         assert "attack_accuracy_top1" not in row["metrics"] and "attack_accuracy_top1:label" in row["metrics"]
-    page = (runs / "faces" / "report.html").read_text()
+    page = (faces / "faces" / "report.html").read_text()
     assert "<h2>Attributes recovered" in page and "Guessing the commonest value" in page
 
 

@@ -58,6 +58,8 @@ def test_shipped_configs_are_valid_and_their_dump_loads_to_the_same(path: Path, 
         ("evaluators.residual.attributes=[glasses]", ["evaluators.residual", "predicts: attributes"]),
         ("evaluators.x={predicts: attributes, attributes: [hair, hair]}", ["evaluators.x", "'hair' twice"]),
         ("evaluators.x={predicts: attributes, attributes: []}", ["evaluators.x.attributes"]),
+        ("attack.controls=[ridge]", ["attack.controls", "nearest_neighbour"]),
+        ("attack.closed_forms=[quotient]", ["quotient", "release.methods holds no gradient_input", "add both"]),
     ],
 )
 def test_wrong_settings_are_one_clear_error(override: str, words: list[str]) -> None:
@@ -102,3 +104,13 @@ def test_the_schema_names_every_section() -> None:
     schema = json.loads(configs.schema())
     assert set(schema["properties"]) == set(configs.AuditConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_the_quotient_needs_numbers_of_both_its_explanations() -> None:
+    release: dict[str, Any] = {"methods": ["gradient", "gradient_input"]}
+    attack = {"closed_forms": ["quotient"], "releases": [["gradient"]]}
+    assert configs.validated(small(release=release, attack=attack), "test").attack.closed_forms == ("quotient",)
+    with pytest.raises(InputError, match="holds no gradient and no gradient_input"):
+        configs.validated(small(release={"methods": ["lrp_0"]}, attack={"closed_forms": ["quotient"]}), "test")
+    with pytest.raises(InputError, match="heat_map gives out colours"):
+        configs.validated(small(release=release | {"format": {"name": "heat_map"}}, attack=attack), "test")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xinv.errors import InputError
-from xinv.leak.controls import mean_image, other_image, other_image_of_class
+from xinv.leak.controls import mean_image, other_image, other_image_of_class, partners
 
 torch.set_num_threads(1)
 
@@ -76,3 +76,29 @@ def test_an_image_alone_in_its_class_gets_any_other() -> None:
     assert all(other_image_of_class(range(5), seed).tolist() != list(range(5)) for seed in range(20))
     for seed in range(20):
         assert (other_image_of_class([3, 4], seed) == [1, 0]).all()
+
+
+def test_partners_come_from_the_batch_where_it_has_one() -> None:
+    label_N = np.random.default_rng(0).integers(0, 3, size=60)
+    other_N, without = partners(label_N, batch_size=20, seed=0)
+    assert without == 0 and (label_N[other_N] == label_N).all()
+    assert (other_N // 20 == np.arange(60) // 20).all()
+    assert sorted(other_N) == list(range(60)) and (other_N != np.arange(60)).all()
+    again, _ = partners(label_N, batch_size=20, seed=0)
+    assert (other_N == again).all() and (other_N != partners(label_N, 20, seed=1)[0]).any()
+    assert (other_N[:20] != other_N[20:40] - 20).any(), "each batch has its own draw"
+
+
+def test_partners_come_from_other_batches_where_the_batch_has_none() -> None:
+    """Batches of three: label 5 is alone in each of three, label 9 alone in the partition, label 0 has company."""
+    label_N = [5, 0, 0, 0, 5, 0, 0, 9, 5]
+    other_N, without = partners(label_N, batch_size=3, seed=0)
+    assert other_N[[0, 4, 8]].tolist() == [4, 8, 0]
+    assert other_N[[1, 2, 3, 5]].tolist() == [2, 1, 5, 3]
+    assert other_N[6] == 1, "the next of its label after the last is the first"
+    assert other_N[7] in (6, 8) and without == 1
+
+
+def test_partners_of_no_company_are_counted() -> None:
+    other_N, without = partners(range(6), batch_size=3, seed=0)
+    assert without == 6 and (other_N != np.arange(6)).all() and (other_N // 3 == np.arange(6) // 3).all()

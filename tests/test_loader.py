@@ -370,3 +370,14 @@ def test_a_limit_reads_the_first_samples_alone(tiny_images, tiny_releases, memor
     for wrong in (0, len(keys) + 1):
         with pytest.raises(InputError, match=rf"{wrong} images of the partition 'attack' .* it has {len(keys)}"):
             Reader(tiny_images, "attack", limit=wrong)
+
+
+@pytest.mark.parametrize("memory_bytes", [2 << 30, 1500])
+def test_samples_are_read_in_the_order_asked_for(tiny_images, tiny_releases, memory_bytes):
+    reader = Reader(tiny_images, "attack", tiny_releases, ("gradient",), memory_bytes=memory_bytes)
+    (whole,) = Reader(tiny_images, "attack", tiny_releases, ("gradient",)).once(23)
+    places = np.array([22, 0, 7, 7, 3, 12, 1])
+    found = list(reader.at(places, 3))
+    assert [len(batch.key) for batch in found] == [3, 3, 1]
+    assert [key for batch in found for key in batch.key] == [whole.key[place] for place in places]
+    torch.testing.assert_close(torch.cat([batch.maps["gradient"] for batch in found]), whole.maps["gradient"][places])

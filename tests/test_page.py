@@ -169,6 +169,61 @@ def test_a_control_that_succeeds_is_pointed_out(scores: dict[str, Any], pictures
     assert "It ought not to" in visible(render(scores, pictures))
 
 
+def with_row(scores: dict[str, Any], attack: str, mse: float, **facts: Any) -> None:
+    row = copy.deepcopy(scores["rows"][2]) | {"attack": attack, **facts}
+    row["metrics"]["mse"]["mean"] = mse
+    scores["rows"].append(row)
+    scores["leaks"].append(leak_of(row, scores["rows"][0]))
+
+
+def test_every_control_says_what_it_shows(scores: dict[str, Any], pictures: Path) -> None:
+    control: dict[str, Any] = {"kind": "control"}
+    with_row(scores, "same_class_image:lrp", 0.055, without_partner=3, **control)
+    with_row(scores, "random_target:lrp", 0.025, **control)
+    with_row(scores, "nearest_neighbour:lrp_zplus", 0.03, inverter="nearest neighbour", **control)
+    title = {"title": "Nearest neighbour (Prediction only)", "release": [], "inverter": "nearest neighbour"}
+    with_row(scores, "nearest_neighbour", 0.06, **title, **control)
+    title = {"title": "Ridge regression (LRP-z+)", "inverter": "ridge regression"}
+    with_row(scores, "ridge:lrp_zplus", 0.03, **title, **control)
+    with_row(
+        scores, "quotient:gradient+gradient_input", 0.0, inverter="quotient", release=["gradient", "gradient_input"]
+    )
+    text = visible(render(scores, pictures))
+    for sentence in (
+        "Explanation of another image of the same label : the same inverter, fed the explanation of a different image "
+        "of the same label: what remains is what explanations of a label have in common (3 of 500 images have no other "
+        "of their label and took one of another label).",
+        "Explanation of an untrained target : an inverter trained and fed with",
+        "and what the target's own explanation gains beyond it is what training added.",
+        "Nearest neighbour : the attacker's own image with the most similar release: what a look-up achieves",
+        "Ridge regression : the best linear map from release to image",
+        "Quotient : no network at all, released gradient × input divided by released gradient",
+    ):
+        assert sentence in text, sentence
+    assert text.count("Nearest neighbour : ") == 1
+    assert "Explanation of an untrained target (LRP-z+)" in text and "Nearest neighbour (Prediction only)" in text
+    shown = {row["Attack"] for row in summary_rows(scores)}
+    assert {"control: same label's LRP-z+", "control: untrained LRP-z+", "control: nearest neighbour LRP-z+"} <= shown
+    assert "control: Nearest neighbour (Prediction only)" in shown
+    assert verdict(scores).startswith("Gradient + Gradient × input leaks most: with it the attack reconstructs")
+
+
+def test_a_floor_may_succeed_and_an_untrained_target_is_compared(scores: dict[str, Any]) -> None:
+    with_row(scores, "ridge:lrp_zplus", 0.03, kind="control", title="Ridge regression (LRP-z+)")
+    with_row(scores, "nearest_neighbour:lrp_zplus", 0.03, kind="control")
+    assert cautions(scores) == []
+    with_row(scores, "random_target:lrp", 0.025, kind="control")
+    (found,) = cautions(scores)
+    assert found.startswith(
+        "An untrained network's explanation leaks too: “Explanation of an untrained target (LRP-z+)” lowers the MSE by "
+        "0.0150 (0.0141 to 0.0161), 50% of what “LRP-z+” does."
+    )
+    set_leak(scores, "random_target:lrp", "mse", -0.031, -0.032, -0.030)
+    assert "as much as “LRP-z+” does." in cautions(scores)[0]
+    set_leak(scores, "random_target:lrp", "mse", -0.001, -0.003, 0.001)
+    assert cautions(scores) == []
+
+
 def test_a_poor_baseline_evaluator_or_sample_is_pointed_out(scores: dict[str, Any]) -> None:
     poor = copy.deepcopy(scores)
     set_leak(poor, "mean_image", "mse", -0.001, -0.003, 0.001)

@@ -23,7 +23,15 @@ from xinv.release.formats import FormatSettings, decode, released_bytes
 from xinv.release.formats import release as formatted
 from xinv.release.methods import METHODS
 from xinv.release.passes import Pass
-from xinv.release.precompute import Explainer, ReleaseSettings, all_tasks, entry_path, finish, precompute
+from xinv.release.precompute import (
+    LESSON_PARTITIONS,
+    Explainer,
+    ReleaseSettings,
+    all_tasks,
+    entry_path,
+    finish,
+    precompute,
+)
 
 SETTINGS = ReleaseSettings(methods=("gradient", "grad_cam"), batch_size=3)
 
@@ -131,6 +139,18 @@ def test_a_reader_joins_images_and_releases(tiny_images: Path, target: Path, tmp
 def test_the_targets_own_data_is_not_released(tiny_images: Path, target: Path, tmp_path: Path) -> None:
     tasks = make(tiny_images, target, tmp_path / "out")
     assert {partition for partition, _ in tasks.ran} == {"attack", "attack_validation", "victim"}
+
+
+def test_lessons_hold_no_victims(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks = make(tiny_images, target, out, partitions=LESSON_PARTITIONS)
+    assert {partition for partition, _ in tasks.ran} == {"attack", "attack_validation"}
+    assert set(Index.load(out).partitions) == {"attack", "attack_validation"} and not (out / "victim").exists()
+    with pytest.raises(InputError, match="no partition 'victim'"):
+        Reader(tiny_images, "victim", out, purpose="score")
+    assert make(tiny_images, target, out, partitions=LESSON_PARTITIONS).ran == []
+    with pytest.raises(InputError, match=r"holds releases of attack, attack_validation, and those of .*victim were"):
+        make(tiny_images, target, out)
 
 
 def test_a_finished_set_is_not_made_again(tiny_images: Path, target: Path, tmp_path: Path) -> None:

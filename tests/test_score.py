@@ -46,7 +46,7 @@ def classifier(folder: Path, network: str = "residual", seed: int = 0, identitie
 
 
 def inverter(folder: Path, methods: tuple[str, ...], seed: int = 0) -> Path:
-    design = PRESETS["flatten" if methods else "prediction_only"]
+    design = PRESETS["flatten_unet" if methods else "prediction_only"]  # "flatten" untrained gives black images
     maps = tuple((1, SIZE, SIZE) for _ in methods)
     return saved(
         folder, InverterSpec(design=design, channels=1, size=SIZE, classes=4, methods=methods, maps=maps), seed
@@ -91,6 +91,87 @@ def test_one_evaluator_scores_as_ever(tiny_images: Path, tiny_releases: Path, tm
     save_samples(tmp_path, wanted, results)
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as samples:
         assert samples["mean_image/mse"].shape == (11,)
+
+
+def with_other_maps(releases: Path, images: Path, folder: Path) -> Path:
+    """`releases` with every gradient replaced by ones."""
+    index = Index.load(releases)
+    samples = {
+        partition: [
+            sample | {"gradient.npy": np.ones_like(sample["gradient.npy"])}
+            for number in range(len(entries))
+            for sample in read_shard(releases, index, partition, number)
+        ]
+        for partition, entries in index.partitions.items()
+    }
+    write_set(folder, "releases", samples, ())
+    return folder
+
+
+def errors(images: Path, found: dict[str, np.ndarray]) -> list[float]:
+    """Squared error of a reconstruction (key -> image_CHW) of every victim."""
+    return [
+        float(np.square(found[key] - image_CHW.numpy()).mean())
+        for batch in Reader(images, "victim", purpose="score").once(5)
+        for key, image_CHW in zip(batch.key, batch.image_BCHW, strict=True)
+    ]
+
+
+def test_maps_may_come_from_another_network(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:
+    lessons = with_other_maps(tiny_releases, tiny_images, tmp_path / "lessons")
+    alone, explained = attacks(tmp_path)
+    random = explained.model_copy(update={"id": "random_target:flatten:gradient", "kind": "control"})
+    wanted = [alone, explained, random.model_copy(update={"lessons": lessons})]
+    results, scores = audited(tiny_images, tiny_releases, classifier(tmp_path / "evaluator"), wanted)
+    network = load_inverter(explained.folder)
+    expected = {}
+    for batch in Reader(tiny_images, "victim", tiny_releases, (), purpose="score").once(5):
+        with torch.no_grad():
+            found_BCHW = network(batch.prediction_BK, [torch.ones(len(batch.key), 1, SIZE, SIZE)]).clamp(0, 1)
+        expected |= dict(zip(batch.key, found_BCHW.numpy(), strict=True))
+    own = results["random_target:flatten:gradient"]["metrics"]["mse"]
+    np.testing.assert_allclose(own, errors(tiny_images, expected), rtol=1e-5)
+    assert (own != results["flatten:gradient"]["metrics"]["mse"]).any()
+    assert scores["leaks"][-1]["baseline"] == "prediction_only"
+
+
+def test_another_image_of_the_same_label(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:
+    """11 victims of 4 labels in batches of 4: all partners lie in other batches, as labels take turns."""
+    wanted = with_controls(attacks(tmp_path), ["same_class_image"])
+    assert [one.id for one in wanted][2:] == ["same_class_image:flatten:gradient"]
+    results, scores = audited(tiny_images, tiny_releases, classifier(tmp_path / "evaluator"), wanted)
+    (whole,) = Reader(tiny_images, "victim", tiny_releases, ("gradient",), purpose="score").once(11)
+    label_N = whole.label_B.tolist()
+    assert min(label_N.count(label) for label in set(label_N)) > 1
+    next_N = [
+        next(place for place in [*range(own + 1, 11), *range(own)] if label_N[place] == label_N[own])
+        for own in range(11)
+    ]
+    with torch.no_grad():
+        found = load_inverter(wanted[1].folder)(whole.prediction_BK, [whole.maps["gradient"][next_N]]).clamp(0, 1)
+    expected = dict(zip(whole.key, found.numpy(), strict=True))
+    own = results["same_class_image:flatten:gradient"]["metrics"]["mse"]
+    np.testing.assert_allclose(own, errors(tiny_images, expected), rtol=1e-5)
+    assert scores["rows"][-1]["without_partner"] == 0 and "without_partner" not in scores["rows"][0]
+
+
+def test_the_nearest_release_of_the_attackers_own_images(
+    tiny_images: Path, tiny_releases: Path, tmp_path: Path
+) -> None:
+    wanted = with_controls(attacks(tmp_path), ["nearest_neighbour"])
+    assert [one.id for one in wanted][2:] == ["nearest_neighbour", "nearest_neighbour:gradient"]
+    results, scores = audited(tiny_images, tiny_releases, classifier(tmp_path / "evaluator"), wanted)
+    (victim,) = Reader(tiny_images, "victim", tiny_releases, ("gradient",), purpose="score").once(11)
+    (known,) = Reader(tiny_images, "attack", tiny_releases, ("gradient",)).once(23)
+    logit_AK, map_AD = known.prediction_BK, known.maps["gradient"].flatten(1)
+    by_logits = ((victim.prediction_BK[:, None] - logit_AK) / logit_AK.std(0, correction=0)).square().mean(2)
+    spread = map_AD.std(correction=0)
+    by_maps = ((victim.maps["gradient"].flatten(1)[:, None] - map_AD) / spread).square().mean(2)
+    for name, distance_VA in (("", by_logits), (":gradient", by_logits + by_maps)):
+        expected = dict(zip(victim.key, known.image_BCHW[distance_VA.argmin(1)].numpy(), strict=True))
+        own = results[f"nearest_neighbour{name}"]["metrics"]["mse"]
+        np.testing.assert_allclose(own, errors(tiny_images, expected), rtol=1e-5)
+    assert [row["kind"] for row in scores["rows"]] == ["attack", "attack", "control", "control"]
 
 
 def test_two_evaluators(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from xinv.data.lessons import Lessons
+from xinv.data.loader import Reader
 from xinv.errors import InputError
 from xinv.nets.design import preset
 from xinv.nets.surrogate import SurrogateInverter
-from xinv.train.lessons import Lessons
 from xinv.train.loop import TrainJob, train
 from xinv.train.settings import TrainingSettings
 from xinv.train.weights import SurrogateSpec, load_inverter
@@ -64,6 +65,18 @@ def test_lessons_join_the_targets_predictions_with_the_surrogates_maps(tiny_imag
         assert batch.prediction_BK is not None and list(batch.maps) == ["grad_cam"]
         seen += batch.key
     assert len(seen) == len(set(seen)) == lessons.samples
+
+
+def test_lessons_are_read_in_one_order_where_only_the_predictions_fit_in_memory(
+    tiny_images: Path, tiny_releases: Path
+) -> None:
+    options = {"seed": 1, "window": 4096, "memory_bytes": 23 * (256 + 16)}  # pixels and logits, no map of 1,024 bytes
+    plain = Reader(tiny_images, "attack", tiny_releases, (), **options)
+    lessons = Lessons(tiny_images, "attack", tiny_releases, tiny_releases, ("gradient",), **options)
+    assert plain.fits and plain.window > 23
+    seen = [key for batch in lessons.epoch(0, 4) for key in batch.key]
+    alone = Reader(tiny_images, "attack", tiny_releases, ("gradient",), **options)
+    assert seen == [key for batch in alone.epoch(0, 4) for key in batch.key] and len(set(seen)) == 23
 
 
 def test_the_second_stage_keeps_the_explanation_inverter_of_the_first(

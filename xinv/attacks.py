@@ -3,35 +3,29 @@
 Each function returns the finished stages as `Attack`s, which scoring carries out.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
-from xinv.leak.closed_form import fit_ridge
 from xinv.leak.score import Attack
 from xinv.leak.subsets import proper_subsets
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
-from xinv.release.precompute import ReleaseSettings
+from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
 from xinv.train.weights import (
-    WEIGHTS,
     ClassifierSpec,
     InverterSpec,
-    RidgeSpec,
     SurrogateSpec,
-    save_spec,
-    save_weights,
 )
 
 Work = Callable[[Path, Progress], Any]
-RidgeTask = tuple[RidgeSpec, Path, Path, Path, int | None]
 INVERTER_FORMAT = 1
 SURROGATE_FORMAT = 1
-RIDGE_FORMAT = 1
 TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
@@ -46,19 +40,30 @@ class Stages(Protocol):
 
     def run_tasks(self, factory: Any, tasks: Sequence[Any], progress: Progress) -> list[Any]: ...
 
-    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished: ...
+    def explain(
+        self,
+        kind: str,
+        images: Finished,
+        target: Finished,
+        settings: ReleaseSettings,
+        partitions: Sequence[str] = ...,
+    ) -> Finished: ...
 
 
-def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
+def inverters(
+    audit: Stages, images: Finished, releases: Finished, random_releases: Finished | None = None
+) -> list[Attack]:
     """Every inverter trained on every release; the baseline, which sees predictions alone, first.
 
     With explanation dropout, an inverter of several explanations also attacks every smaller subset of them.
+    With `random_releases`, an untrained target's, they are trained on its maps beside the target's own predictions, all
+    of them at once: the controls `random_target`, without a baseline of their own.
     """
     attack = audit.config.attack
-    wanted: list[tuple[str, tuple[str, ...]]] = [(attack.baseline, ())]
+    wanted: list[tuple[str, tuple[str, ...]]] = [] if random_releases else [(attack.baseline, ())]
     wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
     trained = [
-        _inverter(audit, images, releases, name, methods, repeat)
+        _inverter(audit, images, releases, name, methods, repeat, random_releases)
         for name, methods in wanted
         for repeat in range(attack.seeds)
     ]
@@ -66,11 +71,18 @@ def inverters(audit: Stages, images: Finished, releases: Finished) -> list[Attac
 
 
 def _inverter(
-    audit: Stages, images: Finished, releases: Finished, name: str, methods: tuple[str, ...], repeat: int
+    audit: Stages,
+    images: Finished,
+    releases: Finished,
+    name: str,
+    methods: tuple[str, ...],
+    repeat: int,
+    random_releases: Finished | None,
 ) -> Attack:
     attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
-    design, dropout = attack.design(name), attack.dropout(methods)
+    design, dropout = attack.design(name), None if random_releases else attack.dropout(methods)
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
+    label += ", random target" if random_releases else ""
     identity = {
         "format": INVERTER_FORMAT,
         "design": design.model_dump(mode="json"),
@@ -80,8 +92,11 @@ def _inverter(
         "methods": list(methods),
         "limit": attack.images,
         "seed": seed,
-        **({"explanation_dropout": dropout} if dropout else {}),  # no key where there is none: such stages are kept
     }
+    if dropout:  # no key where there is none: such stages are kept
+        identity["explanation_dropout"] = dropout
+    if random_releases:
+        identity["lessons"] = random_releases.id
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
         spec = InverterSpec(
@@ -90,7 +105,7 @@ def _inverter(
             size=data.size,
             classes=_classes(releases),
             methods=methods,
-            maps=tuple(_map_shape(releases, method) for method in methods),
+            maps=tuple(_map_shape(random_releases or releases, method) for method in methods),
             explanation_dropout=dropout,
         )
         job = TrainJob(
@@ -99,6 +114,7 @@ def _inverter(
             network=spec,
             images=images.folder.resolve(),
             releases=releases.folder.resolve(),
+            lessons=random_releases.folder.resolve() if random_releases else None,
             partition="attack",
             limit=attack.images,
             settings=attack.training,
@@ -109,83 +125,31 @@ def _inverter(
     found = audit.stage("inverter", f"Inverter: {label}", identity, work)
     ident = ":".join([name, *(["+".join(methods)] if methods else [])])
     return Attack(
-        id=ident,
-        kind="attack",
+        id=f"random_target:{ident}" if random_releases else ident,
+        kind="control" if random_releases else "attack",
         inverter=name,
         folder=found.folder,
         methods=methods,
         group=methods if dropout else (),
+        lessons=random_releases.folder if random_releases else None,
         seed=repeat,
     )
 
 
-def ridges(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """Ridge regression on every release: the floor that a network must beat."""
-    if "ridge" not in audit.config.attack.controls:
-        return []
-    return [_ridge(audit, images, releases, methods) for methods in audit.config.attacked_releases()]
-
-
-def _ridge(audit: Stages, images: Finished, releases: Finished, methods: tuple[str, ...]) -> Attack:
-    data = audit.config.data
-    label = " + ".join(methods)
-    limit = audit.config.attack.images
-    identity = {
-        "format": RIDGE_FORMAT,
-        "images": images.id,
-        "releases": releases.id,
-        "methods": list(methods),
-        "limit": limit,
-    }
-
-    def work(folder: Path, progress: Progress) -> dict[str, float]:
-        spec = RidgeSpec(
-            channels=data.channels,
-            size=data.size,
-            classes=_classes(releases),
-            methods=methods,
-            maps=tuple(_map_shape(releases, method) for method in methods),
-        )
-        task = (spec, folder.resolve(), images.folder.resolve(), releases.folder.resolve(), limit)
-        (found,) = audit.run_tasks(_ridge_solver, [task], progress)
-        return found
-
-    found = audit.stage("ridge", f"Ridge regression: {label}", identity, work)
-    return Attack(
-        id=f"ridge:{'+'.join(methods)}",
-        kind="control",
-        inverter="ridge regression",
-        folder=found.folder,
-        methods=methods,
-        title=f"Ridge regression ({', '.join(METHODS[method].title for method in methods)})",
-    )
-
-
-def _ridge_solver() -> Callable[[RidgeTask], dict[str, float]]:
-    """Built in a worker process: solves one ridge regression and writes its network folder."""
-
-    def solve(task: RidgeTask) -> dict[str, float]:
-        spec, folder, images, releases, limit = task
-        network = spec.build()
-        found = fit_ridge(network, images, releases, spec.methods, batch_size=256, limit=limit)
-        save_spec(folder, spec)
-        save_weights(folder / WEIGHTS, dict(network.state_dict()))
-        return found
-
-    return solve
-
-
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:
-    """The attack on a target that explains nothing, each beside its control of the same capacity and budget."""
+    """The attack on a target that explains nothing, each beside its control of the same capacity and budget.
+
+    The surrogate itself is trained once, as the target is; what learns from it is trained `attack.seeds` times.
+    """
     settings = audit.config.attack.surrogate
     if settings is None:
         return []
     model = _surrogate_model(audit, images, releases, settings)
     asked = ReleaseSettings(methods=settings.methods, batch_size=audit.config.release.batch_size)
-    explained = audit.explain("lessons", images, model, asked)
+    explained = audit.explain("lessons", images, model, asked, LESSON_PARTITIONS)
     found: list[Attack] = []
-    for method in settings.methods:
-        imagine = _SurrogateTraining(audit, images, releases, explained, method, settings)
+    for method, repeat in itertools.product(settings.methods, range(audit.config.attack.seeds)):
+        imagine = _SurrogateTraining(audit, images, releases, explained, method, settings, repeat)
         # Against an inverter of the same size and budget: the imagined explanation adds no information in theory.
         control = imagine.train("same_capacity", "invert_explained")
         found.append(imagine.attack("same_capacity", control, kind="control"))
@@ -244,14 +208,16 @@ class _SurrogateTraining:
         explained: Finished,
         method: str,
         settings: SurrogateSettings,
+        repeat: int,
     ) -> None:
         self.audit, self.images, self.releases, self.explained = audit, images, releases, explained
-        self.method, self.settings = method, settings
+        self.method, self.settings, self.repeat = method, settings, repeat
 
     def train(self, role: str, objective: Any, start: Finished | None = None) -> Finished:
         """One training; with `start`, its explanation inverter is taken over and kept."""
         config = self.audit.config
-        attack, seed = config.attack, config.seed + 5
+        attack, seed = config.attack, config.seed + 5 + 1000 * self.repeat
+        label = self.method + (f", seed {self.repeat + 1}" if self.repeat else "")
         explainer, design = attack.design(self.settings.explainer), attack.design(self.settings.inverter)
         identity = {
             "format": SURROGATE_FORMAT,
@@ -292,9 +258,9 @@ class _SurrogateTraining:
                 settings=attack.training,
                 seed=seed,
             )
-            return self.audit.train(job, f"surrogate {role} + {self.method}", progress)
+            return self.audit.train(job, f"surrogate {role} + {label}", progress)
 
-        return self.audit.stage("imagined", f"Surrogate {role}: {self.method}", identity, work)
+        return self.audit.stage("imagined", f"Surrogate {role}: {label}", identity, work)
 
     def attack(self, role: str, trained: Finished, kind: Any = "attack") -> Attack:
         """What scoring does with it: the victims' predictions are all that it reads."""
@@ -306,6 +272,7 @@ class _SurrogateTraining:
             folder=trained.folder,
             title=f"{'Untaught' if control else 'Imagined'} {METHODS[self.method].title} ({TITLES[role]})",
             baseline="" if control else f"surrogate_same_capacity:{self.method}",
+            seed=self.repeat,
         )
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from xinv.answers import answers, check_attributes
-from xinv.attacks import inverters, ridges, surrogate_attacks
+from xinv.attacks import inverters, surrogate_attacks
+from xinv.closed_forms import closed_forms
 from xinv.config import AuditConfig, ClassifierPart, bind, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
@@ -36,9 +37,10 @@ from xinv.nets.classifier import build_classifier
 from xinv.parallel import disconnect
 from xinv.progress import Progress, silent
 from xinv.provenance import git_revision, machine, versions
+from xinv.random_target import random_targets
 from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
-from xinv.release.precompute import ReleaseSettings, precompute
+from xinv.release.precompute import PARTITIONS, ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
 from xinv.track import Recorder, Tracker
 from xinv.train.inline import Group
@@ -124,7 +126,8 @@ class Audit:
         if until == "releases":
             return {}
         attacks = [*inverters(self, images, releases), *surrogate_attacks(self, images, releases)]
-        attacks += ridges(self, images, releases)
+        attacks += closed_forms(self, images, releases)
+        attacks += random_targets(self, images, releases, target)
         if until == "inverters":
             return {}
         scored = self.scores(images, releases, evaluators, target, attacks)
@@ -200,13 +203,21 @@ class Audit:
 
         return self.stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
 
-    def explain(self, kind: str, images: Finished, target: Finished, settings: ReleaseSettings) -> Finished:
-        """Predictions and explanations of a classifier for the attacker's images and the victims."""
+    def explain(
+        self,
+        kind: str,
+        images: Finished,
+        target: Finished,
+        settings: ReleaseSettings,
+        partitions: Sequence[str] = PARTITIONS,
+    ) -> Finished:
+        """Predictions and explanations of a classifier for the images of `partitions`."""
         identity = {
             "format": FORMATS["releases"],
             "settings": settings.model_dump(mode="json"),
             "images": images.id,
             "target": target.id,
+            "partitions": list(partitions),
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, int]:
@@ -219,10 +230,12 @@ class Audit:
                 run_tasks=self.run_tasks,
                 progress=progress,
                 threads=self.config.workers.cpus,
+                partitions=partitions,
             )
             return {partition: index.samples(partition) for partition in index.partitions}
 
-        return self.stage(kind, f"{kind.capitalize()}: {', '.join(settings.methods)}", identity, work)
+        title = kind.capitalize().replace("_", " ")
+        return self.stage(kind, f"{title}: {', '.join(settings.methods)}", identity, work)
 
     def _check_methods(self, images: Finished) -> None:
         """Refuse an explanation that its network does not support, before anything is trained.
@@ -268,6 +281,7 @@ class Audit:
             "seed": self.config.seed,
             "evaluators": {name: evaluator.id for name, evaluator in evaluators.items()},
             "releases": releases.id,
+            "known_images": self.config.attack.images,
             "attacks": [_described_attack(one) for one in everything],
         }
 
@@ -283,6 +297,7 @@ class Audit:
                 self.config.seed,
                 load_classifier,
                 load_inverter,
+                self.config.attack.images,
             )
             tasks = [asked, *(_absolute(one) for one in everything)]
             found = self.run_tasks(factory, tasks, progress)
@@ -368,10 +383,15 @@ class Audit:
 
 
 def _described_attack(attack: Attack) -> dict[str, Any]:
-    """An attack as part of an identity: its network by the name of its stage, wherever that lies."""
-    folder = attack.folder.name if attack.folder else None
-    return {**attack.model_dump(mode="json", exclude={"folder"}), "network": folder}
+    """An attack as part of an identity: its folders by the names of their stages, wherever those lie."""
+    names = {field: path.name if path else None for field, path in _folders(attack).items()}
+    return {**attack.model_dump(mode="json", exclude=set(names)), **names}
 
 
 def _absolute(attack: Attack) -> Attack:
-    return attack if attack.folder is None else attack.model_copy(update={"folder": attack.folder.resolve()})
+    folders = {field: path.resolve() for field, path in _folders(attack).items() if path}
+    return attack.model_copy(update=folders)
+
+
+def _folders(attack: Attack) -> dict[str, Path | None]:
+    return {"folder": attack.folder, "lessons": attack.lessons}

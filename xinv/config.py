@@ -14,12 +14,15 @@ from xinv.leak.subsets import check_groups
 from xinv.mistakes import explain
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import PRESETS, InverterDesign
+from xinv.nets.quotient import METHODS as QUOTIENT_METHODS
 from xinv.overrides import apply, dump_yaml, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
 from xinv.track import TrackSettings
 from xinv.train.settings import TrainingSettings
+
+ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
 
 UNBOUND = ("workers", "track")
 """Sections that may differ between two runs of one audit: where it runs and who is told changes no result."""
@@ -108,10 +111,17 @@ class AttackSettings(BaseModel):
     surrogate: SurrogateSettings | None = Field(
         None, description="also attack as if the target explained nothing; null: do not"
     )
-    controls: tuple[Literal["mean_image", "other_image", "ridge"], ...] = Field(
+    controls: tuple[ControlName, ...] = Field(
         ("mean_image", "other_image"),
-        description="attacks to compare with: the mean image, and the explanation of another image, ought to fail; "
-        "ridge regression, solved in closed form, is the floor that a network must beat",
+        description="attacks to compare with. mean_image, other_image and same_class_image (the explanation of another "
+        "image, or of another one of the same label) ought to fail; random_target (explanations of an untrained "
+        "network) shows what leaks through any network; nearest_neighbour returns the attacker's own image with the "
+        "most similar release",
+    )
+    closed_forms: tuple[Literal["ridge", "quotient"], ...] = Field(
+        (),
+        description="attacks that are solved for, not trained: ridge regression, the floor that a network must beat; "
+        "quotient, released gradient_input divided by released gradient",
     )
 
     @model_validator(mode="after")
@@ -185,6 +195,8 @@ class AuditConfig(BaseModel):
                 f"attack.images is {self.attack.images}, and data.split leaves the attacker {most} images to train on; "
                 "lower it, or raise data.split.attack"
             )
+        if "quotient" in self.attack.closed_forms:
+            self._quotient_has_both()
         people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
         if people and self.data.split.disjoint != "identity":
             raise ValueError(
@@ -192,6 +204,19 @@ class AuditConfig(BaseModel):
                 "images of victims into the gallery"
             )
         return self
+
+    def _quotient_has_both(self) -> None:
+        lacking = [name for name in QUOTIENT_METHODS if name not in self.release.methods]
+        if lacking:
+            raise ValueError(
+                f"attack.closed_forms names quotient, which divides gradient_input by gradient, and release.methods "
+                f"holds no {' and no '.join(lacking)}; add both there, or leave quotient out"
+            )
+        if self.release.format.name == "heat_map":
+            raise ValueError(
+                "attack.closed_forms names quotient, which divides numbers, and release.format heat_map gives out "
+                "colours; leave quotient out, or choose another format"
+            )
 
     @property
     def folder(self) -> Path:

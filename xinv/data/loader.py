@@ -257,6 +257,11 @@ class Reader:
 
         return exact()
 
+    def at(self, places: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """The samples at `places`, int64 (N,) positions in the order of the index, in the order given."""
+        order_N2 = _pairs(np.arange(len(self._counts)), self._counts)[places]
+        return self._stream(order_N2, list(batches(len(places), batch_size)))
+
     def _stream(self, order_N2: np.ndarray, plan: list[RankBatch]) -> Iterator[Batch]:
         """Assemble the batches of `plan`; one ahead, in a thread, when shards must be decoded on the way."""
         if self.fits or not plan:

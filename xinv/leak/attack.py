@@ -46,7 +46,9 @@ class Attack(BaseModel):
         description="explanations that its network learnt to do with any subset of, in the network's order; what "
         "`methods` lacks of them is withheld. Empty: the network always has all of `methods`",
     )
-    control: Literal["", "mean_image", "other_image"] = ""
+    lessons: Path | None = Field(None, description="release set that its maps come from; null: the target's own")
+    control: Literal["", "mean_image", "other_image", "same_class_image", "nearest_neighbour"] = ""
+    closed_form: bool = Field(False, description="its network was solved for: it has learned nothing from images")
     title: str = Field("", description="how tables call it; empty: by what it sees")
     baseline: str = Field("", description="id of the attack its leak is measured from; empty: the audit's baseline")
     seed: int = Field(0, description="which training of it: attacks of one id that differ by their seed are one row")
@@ -68,10 +70,25 @@ def with_controls(attacks: Sequence[Attack], controls: Sequence[str]) -> list[At
     found: list[Attack] = []
     if "mean_image" in controls:
         found.append(Attack(id="mean_image", kind="control", inverter="mean image", control="mean_image"))
-    if "other_image" in controls:
-        found += [
-            one.model_copy(update={"id": f"other_image:{one.id}", "kind": "control", "control": "other_image"})
-            for one in attacks
-            if one.methods and one.kind == "attack" and not one.partial
-        ]
+    # A closed form would return the other image itself, which says nothing.
+    fed = [one for one in attacks if one.methods and one.kind == "attack" and not one.closed_form and not one.partial]
+    for control in ("other_image", "same_class_image"):
+        if control in controls:
+            found += [
+                one.model_copy(update={"id": f"{control}:{one.id}", "kind": "control", "control": control})
+                for one in fed
+            ]
+    if "nearest_neighbour" in controls:
+        found += [_nearest(methods) for methods in dict.fromkeys(((), *(one.methods for one in fed)))]
     return [*attacks, *found]
+
+
+def _nearest(methods: tuple[str, ...]) -> Attack:
+    return Attack(
+        id=":".join(["nearest_neighbour", *(["+".join(methods)] if methods else [])]),
+        kind="control",
+        inverter="nearest neighbour",
+        control="nearest_neighbour",
+        methods=methods,
+        title="" if methods else "Nearest neighbour (Prediction only)",
+    )

@@ -67,6 +67,31 @@ def other_image_of_class(label_N: Sequence[int] | np.ndarray, seed: int) -> np.n
     return other_N
 
 
+def partners(label_N: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> tuple[np.ndarray, int]:
+    """`other_image_of_class` for a partition that is scored in batches of consecutive images.
+
+    Where a batch holds another image of the label, the partner is drawn from the batch, so that few shards are needed
+    at a time. An image alone of its label in its batch gets the next of that label in the partition, after the last
+    the first; one alone in the partition gets any other of its batch.
+
+    Returns:
+        Positions int64 (N,), deterministic, never an image's own; and how many images got one of another label.
+    """
+    label_N = np.asarray(label_N)
+    starts = range(0, len(label_N), batch_size)
+    other_N = np.concatenate(
+        [start + other_image_of_class(label_N[start : start + batch_size], seed + start) for start in starts]
+    )
+    without = 0
+    for place in np.flatnonzero(label_N[other_N] != label_N):
+        members = np.flatnonzero(label_N == label_N[place])
+        if len(members) > 1:
+            other_N[place] = members[(np.searchsorted(members, place) + 1) % len(members)]
+        else:
+            without += 1
+    return other_N, without
+
+
 def _derangement(n: int, random: np.random.Generator) -> np.ndarray:
     """A uniform random permutation of 0..n-1 that leaves nothing in its place (n >= 2)."""
     while True:

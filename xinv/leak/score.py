@@ -3,7 +3,7 @@
 Axes: B images, C channels, H rows, W columns, K classes, M map channels, N all victims.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
 from xinv.data.shards import Index
 from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
-from xinv.leak.controls import mean_image, other_image
+from xinv.leak.controls import mean_image, other_image, partners
 from xinv.leak.evaluators import Panel, Sitting
 from xinv.leak.metrics import image_metrics
+from xinv.leak.nearest import nearest_images
 from xinv.leak.subsets import with_withheld
 from xinv.leak.table import by_attack, save_samples, table
 from xinv.nets.classifier import Classifier
@@ -44,6 +46,7 @@ class Scorer:
             part for the mean image.
         evaluator: folder of the evaluator, or name -> folder of several, the principal one first.
         load_classifier, load_inverter: readers of network folders. An inverter is (prediction_BK, maps) -> image_BCHW.
+        known_images: how many of the attacker's images the mean image and the nearest neighbour may use; None: all.
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class Scorer:
         seed: int,
         load_classifier: Callable[[Path], Classifier],
         load_inverter: Callable[[Path], nn.Module],
+        known_images: int | None = None,
     ) -> None:
         self._images, self._releases, self._settings, self._seed = images, releases, settings, seed
         self._device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self._load_inverter = load_inverter
+        self._load_inverter, self._known_images = load_inverter, known_images
         folders = {"evaluator": evaluator} if isinstance(evaluator, Path) else evaluator
         index = Index.load(images)
         labels = len(index.label_names)
@@ -76,11 +80,13 @@ class Scorer:
             "identity", "label", "target_right" of all victims, the pictures and maps of the shown ones, "evaluators",
             as "metrics" and "agreement" what the evaluators make of the originals: the ceiling; and of attributes
             "guessed", what blind guesses get right, and "unseen", whose values the gallery does not show.
+            For same_class_image also "without_partner": victims that have no other of their label.
         """
         if attack.kind == "originals":
             return self._originals(attack)
-        reader = self._reader(attack.methods)
-        reconstruct = self._reconstruct(attack)
+        reader = self._reader(attack.methods, attack.lessons)
+        facts: dict[str, int] = {}
+        reconstruct = self._reconstruct(attack, facts)
         sitting, values = Sitting(self._panel), _Values()
         pictures: dict[int, np.ndarray] = {}
         position = 0
@@ -93,6 +99,7 @@ class Scorer:
                 self._keep(pictures, found_BCHW, position)
             position += len(batch.key)
         found: dict[str, Any] = {
+            **facts,
             "metrics": values.joined() | sitting.finish()[0],
             "agreement": sitting.agreement,
         }
@@ -100,7 +107,15 @@ class Scorer:
             found["pictures"] = np.stack([pictures[place] for place in self._shown])
         return found
 
-    def _reader(self, methods: Sequence[str]) -> Reader:
+    def _reader(self, methods: Sequence[str], lessons: Path | None = None) -> Reader | Lessons:
+        if lessons is None:
+            return self._victims(methods)
+        attributes = self._panel.attributes
+        return Lessons(
+            self._images, PARTITION, self._releases, lessons, tuple(methods), purpose="score", attributes=attributes
+        )
+
+    def _victims(self, methods: Sequence[str]) -> Reader:
         return Reader(
             self._images, PARTITION, self._releases, tuple(methods), purpose="score", attributes=self._panel.attributes
         )
@@ -127,19 +142,26 @@ class Scorer:
                 image_CHW = image_BCHW[place - position].clamp(0, 1).mul(255).round().to(torch.uint8)
                 pictures[place] = image_CHW.permute(1, 2, 0).cpu().numpy()
 
-    def _reconstruct(self, attack: Attack) -> Callable[[Batch, int], Tensor]:
+    def _reconstruct(self, attack: Attack, facts: dict[str, int]) -> Callable[[Batch, int], Tensor]:
+        """(batch, position of its first victim) -> image_BCHW, asked for in index order; `facts` are for the result."""
         if attack.control == "mean_image":
-            reader = Reader(self._images, "attack")
+            reader = Reader(self._images, "attack", limit=self._known_images)
             mean_CHW = mean_image(
                 (batch.image_BCHW, batch.weight_B) for batch in reader.once(self._settings.batch_size)
             )
             return lambda batch, position: mean_CHW.to(self._device).expand(len(batch.key), -1, -1, -1)
+        if attack.control == "nearest_neighbour":
+            found = self._nearest(attack)
+            return lambda batch, position: next(found)
         assert attack.folder is not None
         network = self._load_inverter(attack.folder).to(self._device)
 
+        others = self._partners(attack, facts) if attack.control == "same_class_image" else None
+
         def run(batch: Batch, position: int) -> Tensor:
             assert batch.prediction_BK is not None
-            maps = [map_BMHW.to(self._device) for map_BMHW in batch.maps.values()]
+            shown = batch.maps if others is None else next(others).maps
+            maps = [map_BMHW.to(self._device) for map_BMHW in shown.values()]
             if attack.control == "other_image":
                 # Within the batch, so that memory stays bounded at any resolution; every batch has its own seed.
                 order = torch.from_numpy(other_image(len(batch.key), self._seed + position))
@@ -149,6 +171,25 @@ class Scorer:
                 return network(batch.prediction_BK.to(self._device), *inputs)
 
         return run
+
+    def _partners(self, attack: Attack, facts: dict[str, int]) -> Iterator[Batch]:
+        """Another victim of the same label for each victim, batch beside batch of the scoring."""
+        reader = self._victims(attack.methods)
+        size = chunk(reader.samples, self._settings.batch_size)
+        labels = torch.cat([batch.label_B for batch in self._victims(()).once(size)])
+        other_N, facts["without_partner"] = partners(labels.numpy(), size, self._seed)
+        return reader.at(other_N, size)
+
+    def _nearest(self, attack: Attack) -> Iterator[Tensor]:
+        """The attacker's image with the nearest release for each victim, batch by batch of the scoring."""
+        size = self._settings.batch_size
+        known = Reader(self._images, "attack", self._releases, attack.methods, limit=self._known_images)
+        victims = self._victims(attack.methods)
+        # What is searched with is the release alone: the victim's image stays here.
+        asked = (_released(batch) for batch in victims.once(chunk(victims.samples, size)))
+        return nearest_images(
+            asked, lambda: ((_released(batch), batch.image_BCHW) for batch in known.once(size)), self._device
+        )
 
     def _originals(self, attack: Attack) -> dict[str, Any]:
         """The victims themselves: what the evaluator makes of them is the ceiling of attack accuracy."""
@@ -201,6 +242,12 @@ class _Values:
 
     def joined(self) -> dict[str, np.ndarray]:
         return {name: torch.cat(parts).numpy() for name, parts in self._parts.items()}
+
+
+def _released(batch: Batch) -> list[Tensor]:
+    """The prediction and the maps, each (B, channels, ...)."""
+    assert batch.prediction_BK is not None
+    return [batch.prediction_BK, *batch.maps.values()]
 
 
 def chunk(images: int, size: int) -> int:

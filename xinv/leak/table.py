@@ -123,6 +123,8 @@ class _Tables:
             row["group"] = list(attack.group)
         if over_chance := self.over_chance(metrics):
             row["over_chance"] = over_chance
+        if "without_partner" in result:
+            row["without_partner"] = result["without_partner"]
         if result.get("agreement"):
             row["agreement"] = self.agreement(result["agreement"])
         return row

@@ -33,6 +33,9 @@ from xinv.release.passes import Chunks
 PARTITIONS = ("attack", "attack_validation", "victim")
 """What the attacker asks the target about, and what it is scored on. The target's own data is never released."""
 
+LESSON_PARTITIONS = ("attack", "attack_validation")
+"""What a network of the attacker's own is asked about: it teaches inverters, and victims teach nothing."""
+
 TARGET = ("network.json", "weights.safetensors")
 """The files that are the target: what its digest is made of."""
 
@@ -202,16 +205,17 @@ def precompute(
     run_tasks: RunTasks,
     progress: Progress = silent,
     threads: int = 1,
+    partitions: Sequence[str] = PARTITIONS,
 ) -> Index:
-    """Make the release set in `out` for the image set `images`; only what is not there yet.
+    """Make the release set in `out` for the `partitions` of the image set `images`; only what is not there yet.
 
-    InputError: a method that cannot explain this target, an image set without the attacker's partitions, or an `out`
-    that holds other releases. WorkError: maps with NaN or infinite values. `progress` counts shards.
+    InputError: a method that cannot explain this target, an image set without those partitions, or an `out` that holds
+    other releases. WorkError: maps with NaN or infinite values. `progress` counts shards.
     """
     index = Index.load(images)
-    tasks = all_tasks(index)
+    tasks = all_tasks(index, partitions)
     source = made_by(index, target_folder, settings)
-    kept = _finished_set(out, source)
+    kept = _finished_set(out, source, partitions)
     if kept is not None:
         return kept
     _check_methods(load(target_folder), index, settings)
@@ -222,13 +226,15 @@ def precompute(
         before = len(tasks) - len(open_tasks)
         # Shards that an earlier run finished count as done: the bar shows the whole set.
         run_tasks(factory, open_tasks, progress=lambda done, total, note: progress(before + done, before + total, note))
-    return finish(images, target_folder, out, settings)
+    return finish(images, target_folder, out, settings, partitions)
 
 
-def finish(images: Path, target_folder: Path, out: Path, settings: ReleaseSettings) -> Index:
+def finish(
+    images: Path, target_folder: Path, out: Path, settings: ReleaseSettings, partitions: Sequence[str] = PARTITIONS
+) -> Index:
     """Gather the entries of all shards into index.json, then remove them. WorkError when a shard is not finished."""
     index = Index.load(images)
-    tasks = all_tasks(index)
+    tasks = all_tasks(index, partitions)
     source = made_by(index, target_folder, settings)
     entries: dict[Task, Entry] = {}
     for task in tasks:
@@ -259,7 +265,7 @@ def finish(images: Path, target_folder: Path, out: Path, settings: ReleaseSettin
         synthetic=index.synthetic,
         fields=entries[tasks[0]].fields,
         partitions={
-            partition: tuple(entries[task].shard for task in tasks if task[0] == partition) for partition in PARTITIONS
+            partition: tuple(entries[task].shard for task in tasks if task[0] == partition) for partition in partitions
         },
     )
     releases.save(out)
@@ -289,15 +295,15 @@ def _program() -> dict[str, str]:
     return {"program": f"xinv {xinv.__version__}", "torch": torch.__version__, "captum": version("captum")}
 
 
-def all_tasks(index: Index) -> list[Task]:
-    """One task a shard of the attacker's and the victims' images. InputError when the image set has none of those."""
-    for partition in PARTITIONS:
+def all_tasks(index: Index, partitions: Sequence[str] = PARTITIONS) -> list[Task]:
+    """One task a shard of the images of `partitions`. InputError when the image set has none of those."""
+    for partition in partitions:
         if not index.partitions.get(partition):
             raise InputError(
                 f"The image set has no images in its partition '{partition}'; it has {', '.join(index.partitions)}. "
                 "Build it with an attack, an attack_validation and a victim part."
             )
-    return [(partition, number) for partition in PARTITIONS for number in range(len(index.partitions[partition]))]
+    return [(partition, number) for partition in partitions for number in range(len(index.partitions[partition]))]
 
 
 def entry_path(out: Path, task: Task) -> Path:
@@ -339,13 +345,18 @@ def _check_methods(model: Classifier, index: Index, settings: ReleaseSettings) -
         METHODS[name].check(model.eval(), (channels, height, width))
 
 
-def _finished_set(out: Path, source: dict[str, Any]) -> Index | None:
+def _finished_set(out: Path, source: dict[str, Any], partitions: Sequence[str]) -> Index | None:
     if not (out / INDEX_NAME).exists():
         return None
     found = Index.load(out)
     made = {key: value for key, value in found.made_by.items() if key in source}
     if found.kind != "releases" or made != source:
         raise InputError(f"{out} holds another set, made from {made or found.kind}; name another folder, or remove it.")
+    if set(found.partitions) != set(partitions):
+        raise InputError(
+            f"{out} holds releases of {', '.join(found.partitions)}, and those of {', '.join(partitions)} were asked "
+            "for; name another folder, or remove it."
+        )
     for partition, entries in found.partitions.items():
         # A kill may fall between the index and the removal of the entries.
         _remove_entries(out, [(partition, number) for number in range(len(entries))])

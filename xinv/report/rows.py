@@ -36,14 +36,18 @@ EXPLANATION_TITLES = {  # the titles of xinv.release.methods, which may not be i
 
 @dataclass(frozen=True)
 class Control:
-    """How a kind of control is called, in full and where space is scarce, and what it is for."""
+    """How a kind of control is called, in full and where space is scarce, and what it is for.
+
+    `foreign`: the explanation that it sees is not the image's own, so that it ought to fail.
+    """
 
     title: str
     short: str
     note: str
+    foreign: bool = False
 
 
-CONTROLS = {  # by the part of the attack id that names it
+CONTROLS = {  # by what stands before the first colon of the attack id
     "mean_image": Control(
         "Mean image", "mean image", "the average of the attacker's own images, the same answer for everybody"
     ),
@@ -51,28 +55,53 @@ CONTROLS = {  # by the part of the attack id that names it
         "Explanation of another image",
         "other's",
         "the same inverter, fed the explanation of a different image: what remains is not this image's",
+        foreign=True,
+    ),
+    "same_class_image": Control(
+        "Explanation of another image of the same label",
+        "same label's",
+        "the same inverter, fed the explanation of a different image of the same label: what remains is what "
+        "explanations of a label have in common",
+        foreign=True,
     ),
     "random_target": Control(
         "Explanation of an untrained target",
         "untrained",
-        "explanations of a network with random weights: what remains is no knowledge of the target's",
+        "an inverter trained and fed with explanations of this image by a network with random weights, beside the "
+        "target's own prediction: what it gains is to be had from passing the image through any such network, and what "
+        "the target's own explanation gains beyond it is what training added",
     ),
-    "same_capacity": Control(
+    "surrogate_same_capacity": Control(
         "Same network, untaught",
         "untaught",
         "the network of the surrogate attack, never shown the surrogate's explanations: what that attack must beat",
     ),
-    "nearest": Control(
-        "Nearest neighbour", "nearest neighbour", "the attacker's own image with the most similar release"
+    "nearest_neighbour": Control(
+        "Nearest neighbour",
+        "nearest neighbour",
+        "the attacker's own image with the most similar release: what a look-up achieves without any reconstruction",
+    ),
+    "ridge": Control(
+        "Ridge regression",
+        "ridge regression",
+        "the best linear map from release to image: the floor that a trained network must beat",
     ),
 }
+
+QUOTIENT = (
+    "Quotient",
+    "no network at all, released gradient × input divided by released gradient: of explanations as they are computed "
+    "that is the image itself wherever the gradient does not vanish, and the mean image is put elsewhere",
+)
+"""What the attack of that inverter is, for the notes below the table of scores."""
 
 
 @dataclass(frozen=True)
 class Leak:
     """What one attack gains over its baseline in one metric, turned so that positive means more leak.
 
-    `explanation` is the title of what was released to it; `explained` is false where no explanation was. `significant`:
+    `explanation` is the title of what was released to it; `explained` is false where no explanation was; `foreign`: it
+    is a control whose explanation is not the image's own. `significant`:
     whether zero is ruled out, by the interval and, for attacks, after Holm's correction over those of the metric.
     `detectable` is the smallest gain that would have been found four times in five (None in older scores), `against`
     the title of the baseline.
@@ -84,6 +113,7 @@ class Leak:
     explanation: str
     explained: bool
     control: bool
+    foreign: bool
     n: int
     gain: float
     low: float
@@ -163,9 +193,8 @@ def withheld(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def control_of(row: Mapping[str, Any]) -> Control:
     """The kind of control that a row is."""
-    known = (control for part, control in CONTROLS.items() if part in row["attack"])
     name = row["attack"].replace("_", " ")
-    return next(known, Control(name, name, ""))
+    return CONTROLS.get(row["attack"].partition(":")[0], Control(name, name, ""))
 
 
 def row_title(row: Mapping[str, Any]) -> str:
@@ -259,6 +288,7 @@ def leaks_of(scores: Scores, key: str, subsets: bool = False) -> list[Leak]:
                 explanation=release_title(row),
                 explained=bool(row["release"]),
                 control=row["kind"] == "control",
+                foreign=row["kind"] == "control" and control_of(row).foreign,
                 n=leak["n"],
                 gain=metric.sign * value["difference"],
                 low=low,

@@ -25,6 +25,7 @@ from xinv.report.rows import (
 
 FEW_IMAGES = 100
 FEW_IDENTITIES = 20
+UNTRAINED = "random_target:"  # what an attack's id begins with where its explanation is an untrained network's
 DISAGREEMENT = 0.1  # how much less often evaluators agree on reconstructions than on originals before it is said
 
 
@@ -142,7 +143,7 @@ def cautions(scores: Scores) -> list[str]:
     """What a careful reader should know before believing the numbers; empty when nothing stands out."""
     notes = []
     for leak in leaks_of(scores, "mse", subsets=True):
-        if leak.control and leak.explained and leak.shown:
+        if leak.foreign and leak.shown:
             notes.append(
                 f"The control “{leak.title}” also beats the prediction alone (MSE lower by "
                 f"{leak.metric.format(leak.gain)}, {leak.interval}). It ought not to: part of the leak may not come "
@@ -153,13 +154,30 @@ def cautions(scores: Scores) -> list[str]:
                 f"“{leak.title}” has less error than “{leak.against}”: the baseline is poorly trained, so the leaks "
                 "measured against it are too large."
             )
-    notes += [*_evaluator_cautions(scores), *attributes.cautions(scores)]
+    notes += [*_untrained_cautions(scores), *_evaluator_cautions(scores), *attributes.cautions(scores)]
     smallest = min((row["n"] for row in scores["rows"]), default=0)
     if 0 < smallest < FEW_IMAGES:
         notes.append(f"Only {smallest} images were scored: intervals are wide, and slightly too narrow at that.")
     elif scores.get("identities", FEW_IDENTITIES) < FEW_IDENTITIES:
         notes.append(f"Only {scores['identities']} people are behind the images: intervals are too narrow.")
     return notes + _resample_cautions(scores)
+
+
+def _untrained_cautions(scores: Scores) -> list[str]:
+    """How much of each leak is there without any training of the target."""
+    leaks = {leak.attack: leak for leak in leaks_of(scores, "mse")}
+    notes = []
+    for attack, untrained in leaks.items():
+        own = leaks.get(attack.removeprefix(UNTRAINED))
+        if attack.startswith(UNTRAINED) and untrained.shown and own is not None and own.shown:
+            share = untrained.gain / own.gain
+            compared = "as much as" if share > 0.995 else f"{100.0 * share:.0f}% of what"
+            notes.append(
+                f"An untrained network's explanation leaks too: “{untrained.title}” lowers the MSE by "
+                f"{untrained.metric.format(untrained.gain)} ({untrained.interval}), {compared} “{own.title}” does. "
+                "So much is to be had from passing the image through any such network, whatever the target has learned."
+            )
+    return notes
 
 
 def _resample_cautions(scores: Scores) -> list[str]:

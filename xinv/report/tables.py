@@ -125,7 +125,7 @@ def groups(scores: Scores) -> list[Group]:
     size = Counter(tuple(row["release"]) for row in plain)
     for row in ordered:
         control = row["kind"] == "control"
-        heading = "Controls: attacks that ought to fail" if control else row.get("title") or rows.release_title(row)
+        heading = "Controls, to compare with" if control else row.get("title") or rows.release_title(row)
         cells = tuple(mean_cell(metric, row["metrics"].get(metric.key)) for metric in metrics)
         inverter = str(row["inverter"] or "")
         alone = control or "title" in row or size[tuple(row["release"])] == 1
@@ -139,9 +139,20 @@ def groups(scores: Scores) -> list[Group]:
 
 
 def control_notes(scores: Scores) -> list[tuple[str, str]]:
-    """What each kind of control in the table is for."""
-    controls = (rows.control_of(row) for row in rows.ordered_rows(scores) if row["kind"] == "control")
-    return list({control.title: control.note for control in controls if control.note}.items())
+    """What the quotient and each kind of control in the table are for."""
+    notes = dict([rows.QUOTIENT] if any(row["inverter"] == "quotient" for row in scores["rows"]) else [])
+    for row in rows.ordered_rows(scores):
+        control = rows.control_of(row)
+        if row["kind"] == "control" and control.note:
+            notes[control.title] = control.note + _without_partner(row)
+    return list(notes.items())
+
+
+def _without_partner(row: Mapping[str, Any]) -> str:
+    count = row.get("without_partner", 0)
+    if not count:
+        return ""
+    return f" ({count:,} of {row['n']:,} images have no other of their label and took one of another label)"
 
 
 def mean_cell(metric: Metric, value: Mapping[str, float] | None, leak: Leak | None = None) -> Cell:

@@ -21,13 +21,13 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
 from xinv.errors import InputError, WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.progress import Progress, silent
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
-from xinv.train.lessons import Lessons
 from xinv.train.objectives import OBJECTIVES, Objective
 from xinv.train.presence import WithholdingReader
 from xinv.train.settings import TrainingSettings, learning_rate_at
@@ -51,7 +51,11 @@ class TrainJob(BaseModel):
     network: NetworkSpec
     images: Path = Field(description="image set")
     releases: Path | None = Field(None, description="release set of the target, for inverters and distillation")
-    lessons: Path | None = Field(None, description="release set of the attacker's surrogate, for its maps")
+    lessons: Path | None = Field(
+        None,
+        description="release set whose maps take the place of the target's: of the attacker's surrogate, or of an "
+        "untrained target",
+    )
     start: Path | None = Field(None, description="trained network of the same shape to start from")
     frozen: tuple[str, ...] = Field((), description="parts of the network (submodules) that keep their weights")
     partition: str = Field(description="trained on; PARTITION_validation selects")

@@ -13,6 +13,7 @@ from xinv.errors import InputError
 from xinv.files import aside, read_json, write_json
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
 from xinv.nets.inverter import Inverter, InverterDesign, ReleaseShape, build_inverter
+from xinv.nets.quotient import QuotientDecoder
 from xinv.nets.ridge import RidgeDecoder
 from xinv.nets.surrogate import ImageOnly, SurrogateInverter
 
@@ -105,10 +106,27 @@ class RidgeSpec(BaseModel):
         return RidgeDecoder(self.classes, self.maps, self.channels, self.size)
 
 
+class QuotientSpec(BaseModel):
+    """All that is needed to build a quotient decoder, whose mean image `closed_forms` fills in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["quotient"] = "quotient"
+    channels: int
+    size: int
+
+    def build(self) -> QuotientDecoder:
+        return QuotientDecoder(self.channels, self.size)
+
+
 NetworkSpec = Annotated[ClassifierSpec | InverterSpec | SurrogateSpec, Field(discriminator="kind")]
 
 
-def save_spec(folder: Path, spec: ClassifierSpec | InverterSpec | SurrogateSpec | RidgeSpec) -> None:
+InverterKind = InverterSpec | SurrogateSpec | RidgeSpec | QuotientSpec
+"""Everything that makes an image of a release."""
+
+
+def save_spec(folder: Path, spec: ClassifierSpec | InverterKind) -> None:
     """Write network.json."""
     write_json(folder / NETWORK, spec.model_dump(mode="json"))
 
@@ -121,9 +139,14 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def load_classifier(folder: Path) -> Classifier:
     """The trained classifier in a stage folder, in eval mode. InputError when the folder holds none."""
-    network = _spec(folder, ClassifierSpec).build()
+    network = load_classifier_spec(folder).build()
     fill(network, folder)
     return network.eval()
+
+
+def load_classifier_spec(folder: Path) -> ClassifierSpec:
+    """How the classifier in a stage folder is built. InputError when the folder holds none."""
+    return _spec(folder, ClassifierSpec)
 
 
 def load_inverter(folder: Path) -> nn.Module:
@@ -135,11 +158,13 @@ def load_inverter(folder: Path) -> nn.Module:
     return ImageOnly(network).eval() if isinstance(network, SurrogateInverter) else network
 
 
-def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec | RidgeSpec:
+def load_inverter_spec(folder: Path) -> InverterKind:
     """What the inverter in a stage folder takes and gives."""
     kind = read_json(folder / NETWORK).get("kind")
     if kind == "surrogate":
         return _spec(folder, SurrogateSpec)
+    if kind == "quotient":
+        return _spec(folder, QuotientSpec)
     return _spec(folder, RidgeSpec) if kind == "ridge" else _spec(folder, InverterSpec)
 
 

@@ -1,4 +1,4 @@
-"""Two release sets read side by side: the target's predictions, and the maps of the attacker's surrogate."""
+"""Two release sets read side by side: the target's predictions, and the maps that another network gave."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,32 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from xinv.data.loader import Batch, Reader
-from xinv.errors import InputError
 
 
 class Lessons:
-    """Reads like a Reader: each batch has the target's predictions and the surrogate's maps of the same images.
+    """Reads like a Reader: each batch has the target's predictions and another network's maps of the same images.
 
     Args:
         images, partition: as for Reader.
         releases: release set of the target, read for predictions.
-        surrogate: release set of the surrogate, read for the maps of `methods`.
+        lessons: release set of the other network, the attacker's surrogate or an untrained target, read for the maps
+            of `methods`.
         options: further arguments of Reader, the same for both, so that both read in the same order.
 
     Raises:
-        InputError: the sets do not fit the images, or too little memory to read both in one order.
+        InputError: the sets do not fit the images.
     """
 
     def __init__(
-        self, images: Path, partition: str, releases: Path, surrogate: Path, methods: tuple[str, ...], **options: Any
+        self, images: Path, partition: str, releases: Path, lessons: Path, methods: tuple[str, ...], **options: Any
     ) -> None:
         self._told = Reader(images, partition, releases, (), **options)
-        self._shown = Reader(images, partition, surrogate, methods, **options)
-        if self._told.window != self._shown.window:
-            raise InputError(
-                f"{partition}: the target's predictions fit memory_mib and the surrogate's maps do not, so they would "
-                "come in two orders; raise memory_mib or lower shuffle_window."
-            )
+        self._shown = Reader(images, partition, lessons, methods, **options)
+        # The window follows from the size of a sample and decides the order, which must be one for both.
+        self._told.window = self._shown.window = min(self._told.window, self._shown.window)
         self.samples = self._told.samples
         self.map_shapes = self._shown.map_shapes
 
