@@ -104,7 +104,7 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def load_classifier(folder: Path) -> Classifier:
     """The trained classifier in a stage folder, in eval mode. InputError when the folder holds none."""
-    network = _spec(folder, ClassifierSpec).build()
+    network = read_spec(folder, ClassifierSpec).build()
     fill(network, folder)
     return network.eval()
 
@@ -122,14 +122,15 @@ def load_inverter_spec(folder: Path) -> InverterSpec | SurrogateSpec | RidgeSpec
     """What the inverter in a stage folder takes and gives."""
     kind = read_json(folder / NETWORK).get("kind")
     if kind == "surrogate":
-        return _spec(folder, SurrogateSpec)
-    return _spec(folder, RidgeSpec) if kind == "ridge" else _spec(folder, InverterSpec)
+        return read_spec(folder, SurrogateSpec)
+    return read_spec(folder, RidgeSpec) if kind == "ridge" else read_spec(folder, InverterSpec)
 
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-def _spec(folder: Path, kind: type[Spec]) -> Spec:
+def read_spec(folder: Path, kind: type[Spec]) -> Spec:
+    """network.json of a stage folder as a spec of this kind. InputError when it describes something else."""
     try:
         return kind.model_validate(read_json(folder / NETWORK))
     except ValidationError as error:
