@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from test_config import small
 from torch import nn
 
@@ -81,6 +81,8 @@ class Odd(nn.Module):
             return logit[:, :1]
         if self.how == "four axes":
             return logit[:, :, None, None]
+        if self.how == "looks closely":
+            return {"torch.float32": logit}[str(image.dtype)]
         if self.how == "classes":
             return logit.argmax(1)
         if self.how == "two branches":
@@ -207,9 +209,15 @@ def test_a_key_of_the_ordinary_form_that_stands_elsewhere_is_still_placed() -> N
         ({"weights": "my_nets.py"}, ["my_nets.py is no safetensors file", "can run code"]),
         (
             {"arguments": {"width": 8}},
-            ["7 of another shape: 0.weight (4, 1, 3, 3), expected (8, 1, 3, 3), 0.bias (4,), expected (8,)", ", ..."],
+            [
+                "7 tensors of another shape: 0.weight (4, 1, 3, 3), expected (8, 1, 3, 3), 0.bias (4,), expected (8,)",
+                ", ...",
+            ],
         ),
-        ({"import": "my_nets:wrapped", "arguments": {"how": ""}}, ["9 missing: network.0", "9 unexpected: 0.bias"]),
+        (
+            {"import": "my_nets:wrapped", "arguments": {"how": ""}},
+            ["9 tensors missing: network.0", "9 unexpected tensors: 0.bias"],
+        ),
         ({"layer": "3.relu"}, ["target.layer: the network has no part called '3.relu'"]),
         ({"layer": "5"}, ["cam_layer 5 (Flatten) gives (1024,), which is no map"]),
     ],
@@ -231,6 +239,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(home: Path, target: dict[
         ("one column", ["gives (2, 1) float32", "expected logits (2, K)"]),
         ("four axes", ["gives (2, 10, 1, 1) float32", "expected logits (2, K)"]),
         ("classes", ["gives (2,) int64", "expected logits (2, K)"]),
+        ("looks closely", ["lrp_epsilon cannot explain", "cannot be followed layer by layer"]),
         ("no_grad", ["gradient cannot explain", "torch.no_grad", "these work on this network: occlusion, rise"]),
     ],
 )
@@ -292,10 +301,13 @@ def test_the_stage_holds_all_but_the_function_and_changes_with_what_decides_it(h
         def event(self, *_: Any, **__: Any) -> None: ...
 
     first = stage()
-    assert stage() == first and stage(layer="2") == first, "the layer that is found is the layer that is named"
+    assert stage() == first and stage(layer="2") == first and stage(layer=2) == first, (
+        "the layer that is found is the layer that is named"
+    )
     assert {path.name for path in first.iterdir()} == {"network.json", "weights.safetensors", "stage.json"}
     original = built("build")
     copy = load_target(first)
+    assert torch.equal(copy.state_dict()["0.weight"], load_file("good.safetensors")["0.weight"])
     save_file(original.state_dict(), "other.safetensors")
     assert not any(module.training for module in copy.modules())
     assert sha256_of((first / "weights.safetensors").read_bytes()) == sha256_of(Path("good.safetensors").read_bytes())

@@ -3,8 +3,9 @@
 Axes in tensor names: B batch, C image channels, H height, W width.
 """
 
+import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from xinv.config import AuditConfig
 from xinv.errors import InputError
 from xinv.files import aside, write_json
 from xinv.nets.cam_layer import find_cam_layer
-from xinv.nets.imported import check_answers, find_function, name_cam_layer, source_of
+from xinv.nets.imported import check_answers, find_function, name_cam_layer
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.stage import Finished
@@ -75,7 +76,7 @@ def checked_target(config: AuditConfig) -> ImportedTarget | None:
             name_cam_layer(network, spec.layer)
     for name in config.release.methods:
         METHODS[name].check(network, shape)
-    source = source_of(find_function(settings.function, directory))
+    source = _source_of(find_function(settings.function, directory))
     return ImportedTarget(
         spec=spec,
         weights=settings.weights,
@@ -104,3 +105,12 @@ def imported_stage(audit: Stages, target: ImportedTarget) -> Finished:
         return {"parameters": target.parameters, "weights": target.weights_sha256}
 
     return audit.stage("target", f"Target: {target.spec.function}", identity, work)
+
+
+def _source_of(function: Callable[..., object]) -> Path | None:
+    """The Python file that defines `function`; None where it has none (compiled code, a partial of something)."""
+    try:
+        found = inspect.getsourcefile(inspect.unwrap(function))
+    except (TypeError, ValueError):
+        return None
+    return Path(found) if found and Path(found).is_file() else None

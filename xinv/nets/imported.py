@@ -5,7 +5,6 @@ Axes in tensor names: B batch, C image channels, H height, W width, K classes.
 
 import difflib
 import importlib
-import inspect
 import re
 import sys
 import traceback
@@ -62,15 +61,6 @@ def find_function(name: str, directory: Path) -> Callable[..., object]:
         raise InputError(f"target.import: {place} {wrong} {attribute}{hint}.")
     function: Callable[..., object] = found
     return function
-
-
-def source_of(function: Callable[..., object]) -> Path | None:
-    """The Python file that defines `function`; None where it has none (compiled code, a partial of something)."""
-    try:
-        found = inspect.getsourcefile(inspect.unwrap(function))
-    except (TypeError, ValueError):
-        return None
-    return Path(found) if found and Path(found).is_file() else None
 
 
 def build_imported(name: str, arguments: Mapping[str, object], layer: str | None, directory: Path) -> nn.Module:

@@ -45,6 +45,7 @@ class ImportedSettings(BaseModel):
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="what the function is called with")
     layer: str | None = Field(
         None,
+        coerce_numbers_to_str=True,  # `layer: 5` of an nn.Sequential is a number to YAML
         description="dotted name of the module whose output class activation maps read; null: the last convolutional "
         "map, where the network makes plain which that is",
     )
@@ -117,11 +118,12 @@ def fill_exactly(network: nn.Module, path: Path) -> None:
     state = network.state_dict()
     own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     given = {_place(own[name]) for name in found if name in own}
+    tied = {name for name, value in own.items() if _place(value) in given}
     wrong = {
         # What is no tensor (a module's extra state) can be in no safetensors file.
-        "missing": [name for name in state if name not in found and not (name in own and _place(own[name]) in given)],
-        "unexpected": [name for name in sorted(found) if name not in own],
-        "of another shape": [
+        "tensors missing": [name for name in state if name not in found and name not in tied],
+        "unexpected tensors": [name for name in sorted(found) if name not in own],
+        "tensors of another shape": [
             f"{name} {tuple(found[name].shape)}, expected {tuple(own[name].shape)}"
             for name in own
             if name in found and found[name].shape != own[name].shape
@@ -130,8 +132,8 @@ def fill_exactly(network: nn.Module, path: Path) -> None:
     if any(wrong.values()):
         told = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in wrong.items() if names)
         raise InputError(
-            f"{path} does not fit the network that target.import builds. Of its tensors are {told}. Check "
-            "target.arguments, and that the file holds the state_dict() of this very network."
+            f"{path} does not fit the network that target.import builds: {told}. Check target.arguments, and that "
+            "the file holds the state_dict() of this very network."
         )
     network.load_state_dict(found, strict=False)
 
