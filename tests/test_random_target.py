@@ -12,20 +12,23 @@ from safetensors.torch import load_file
 
 from xinv import config as configs
 from xinv.data.shards import Index, read_shard
+from xinv.errors import InputError
+from xinv.files import write_json
 from xinv.nets.classifier import ClassifierSettings
 from xinv.progress import silent
-from xinv.random_target import random_targets, untrained_classifier
+from xinv.random_target import random_targets, untrained_target
 from xinv.release.precompute import PARTITIONS, ReleaseSettings
 from xinv.stage import Finished, Store
+from xinv.train.imported import ImportedSpec, load_target
 from xinv.train.loop import TrainJob, train
-from xinv.train.weights import WEIGHTS, ClassifierSpec, load_classifier, save_spec, save_weights
+from xinv.train.weights import NETWORK, WEIGHTS, ClassifierSpec, load_classifier, save_spec, save_weights
 
 SPEC = ClassifierSpec(settings=ClassifierSettings(width=4), channels=1, size=16, classes=4)
 
 
 def test_the_untrained_network_follows_from_its_seed_alone() -> None:
     before = torch.get_rng_state()
-    one, same, other = (untrained_classifier(SPEC, seed) for seed in (1, 1, 2))
+    one, same, other = (untrained_target(SPEC, seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state()) and not one.training
     for (name, weight), again in zip(one.state_dict().items(), same.state_dict().values(), strict=True):
         assert torch.equal(weight, again), name
@@ -135,10 +138,50 @@ def test_inverters_are_trained_on_its_maps_and_the_targets_predictions(
     (folder,) = (tmp_path / "stages").glob("random_target-*")
     untrained, trained = load_classifier(folder), load_classifier(target.folder)
     assert not torch.equal(untrained.head.weight, trained.head.weight)
-    assert torch.equal(untrained.head.weight, untrained_classifier(SPEC, stages.config.seed + 6).head.weight)
+    assert torch.equal(untrained.head.weight, untrained_target(SPEC, stages.config.seed + 6).head.weight)
 
 
 def test_it_is_made_only_where_it_is_asked_for(tiny_images: Path, tmp_path: Path, target: Finished) -> None:
     images = Finished("images", tiny_images, {}, fresh=False)
     stages = Stages(tmp_path / "stages", tiny_images, config_of())
     assert random_targets(stages, images, images, target) == [] and stages.identities == []
+
+
+IMPORTED = """
+import torch
+from torch import nn
+
+def drawn():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+
+def trained():
+    network = drawn()
+    nn.init.constant_(network[1].weight, 0.5)
+    nn.init.constant_(network[1].bias, 0.5)
+    return network
+"""
+
+
+def imported(function: str, folder: Path) -> Finished:
+    """The folder of an imported target, whose weights are all one half."""
+    spec = ImportedSpec(function=f"theirs:{function}", arguments={}, layer=None, channels=1, size=16, classes=4)
+    folder.mkdir()
+    write_json(folder / NETWORK, spec.model_dump(mode="json"))
+    save_weights(folder / WEIGHTS, {"1.weight": torch.full((4, 256), 0.5), "1.bias": torch.full((4,), 0.5)})
+    return Finished(function, folder, {}, fresh=False)
+
+
+def test_an_imported_target_without_its_weights_is_what_its_function_builds(
+    tiny_images: Path, tiny_releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text(IMPORTED)
+    monkeypatch.chdir(tmp_path)
+    images = Finished("images", tiny_images, {}, fresh=False)
+    released = Finished("releases", tiny_releases, {}, fresh=False)
+    stages = Stages(tmp_path / "stages", tiny_releases, config_of(controls=("random_target",)))
+    random_targets(stages, images, released, imported("drawn", tmp_path / "drawn"))
+    (folder,) = (tmp_path / "stages").glob("random_target-*")
+    weight = load_target(folder).state_dict()["1.weight"]
+    assert weight.shape == (4, 256) and not torch.equal(weight, torch.full_like(weight, 0.5))
+    with pytest.raises(InputError, match=r"random_target needs a network that is not trained.*target\.import"):
+        random_targets(stages, images, released, imported("trained", tmp_path / "trained"))

@@ -139,7 +139,6 @@ def test_lrp_zplus_is_not_negative_and_conserves_bright_images() -> None:
     ("how", "named"),
     [
         ("gelu", r"body\.1 \(GELU\)"),
-        ("identity", r"unused \(Identity\)"),
         ("skip", "forward pass calls add"),
         ("functional", "forward pass calls relu"),
         ("twice", r"body\.1 \(ReLU\) is used 2 times"),
@@ -151,7 +150,21 @@ def test_lrp_refuses_what_it_cannot_see(name: str, how: str, named: str) -> None
     with pytest.raises(InputError, match=named) as caught:
         METHODS[name].check(Refused(how), (1, 8, 8))
     assert "these work on this network: gradient, abs_gradient, gradient_input" in str(caught.value)
-    METHODS[name].check(Refused("nothing"), (1, 8, 8))
+    for allowed in ("nothing", "identity"):
+        METHODS[name].check(Refused(allowed), (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_modules_that_only_rearrange_hand_relevance_on(name: str) -> None:
+    """A flat nn.Sequential gives what the same layers give with a function between them, which captum can follow."""
+    model = small(classes=4)
+    layers = [*model.features, nn.Identity(), nn.Flatten(), nn.Unflatten(1, (-1,)), *model.embedding, model.head]
+    flat = nn.Sequential(*layers).eval()
+    METHODS[name].check(flat, (1, 16, 16))
+    image_BCHW, class_B = torch.rand(3, 1, 16, 16), classes(0, 1, 3)
+    expected_BMHW = METHODS[name].explain(model, image_BCHW, class_B)
+    assert expected_BMHW.abs().sum() > 0
+    torch.testing.assert_close(METHODS[name].explain(flat, image_BCHW, class_B), expected_BMHW)
 
 
 @pytest.mark.parametrize("name", ["lrp_gamma", "lrp_zplus"])

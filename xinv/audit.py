@@ -42,7 +42,9 @@ from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import PARTITIONS, ReleaseSettings, precompute
 from xinv.stage import Finished, Store, lock
+from xinv.target import ImportedTarget, checked_target, imported_stage
 from xinv.track import Recorder, Tracker
+from xinv.train.imported import load_target
 from xinv.train.inline import Group
 from xinv.train.loop import TrainJob
 from xinv.train.run import TrainingGroup
@@ -111,11 +113,12 @@ class Audit:
         self.store = Store(self.config.runs / "stages")
 
     def run(self, until: Stop) -> dict[str, Any]:
+        imported = None if until == "images" else checked_target(self.config)
         images = self.images()
         if until == "images":
             return {}
-        self._check_methods(images)
-        target = self.classifier("target", self.config.target, images, self.config.seed + 1)
+        self._check_methods(images, imported)
+        target = self.target(images, imported)
         evaluators = {
             name: self.classifier("evaluator", part, images, self.config.seed + 2)
             for name, part in self.config.evaluators.items()
@@ -166,6 +169,14 @@ class Audit:
             return {partition: index.samples(partition) for partition in index.partitions}
 
         return self.stage("images", "Images", identity, work)
+
+    def target(self, images: Finished, imported: ImportedTarget | None) -> Finished:
+        """The network under audit: the user's own, or trained here."""
+        part = self.config.target
+        if imported is not None:
+            return imported_stage(self, imported)
+        assert isinstance(part, ClassifierPart), "what is not imported is trained"
+        return self.classifier("target", part, images, self.config.seed + 1)
 
     def classifier(
         self, role: Literal["target", "evaluator"], part: ClassifierPart, images: Finished, seed: int
@@ -226,7 +237,8 @@ class Audit:
                 target.folder.resolve(),
                 folder.resolve(),
                 settings,
-                load=load_classifier,
+                # A worker may run elsewhere: an imported target's module is looked for where the audit was started.
+                load=functools.partial(load_target, directory=Path.cwd()),
                 run_tasks=self.run_tasks,
                 progress=progress,
                 threads=self.config.workers.cpus,
@@ -237,14 +249,17 @@ class Audit:
         title = kind.capitalize().replace("_", " ")
         return self.stage(kind, f"{title}: {', '.join(settings.methods)}", identity, work)
 
-    def _check_methods(self, images: Finished) -> None:
+    def _check_methods(self, images: Finished, imported: ImportedTarget | None) -> None:
         """Refuse an explanation that its network does not support, before anything is trained.
 
         What a method supports depends on a network's layers, not on its weights.
         """
-        data, surrogate = self.config.data, self.config.attack.surrogate
-        classes = len(Index.load(images.folder).label_names)
-        wanted = [(self.config.target.network, self.config.release.methods)]
+        target, data, surrogate = self.config.target, self.config.data, self.config.attack.surrogate
+        label_names = Index.load(images.folder).label_names
+        classes = len(label_names)
+        wanted = [(target.network, self.config.release.methods)] if isinstance(target, ClassifierPart) else []
+        if imported is not None:
+            imported.check_labels(label_names)  # its explanations have been checked before there were images
         if surrogate is not None:
             wanted.append((surrogate.network, surrogate.methods))
         for network, methods in wanted:

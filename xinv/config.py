@@ -1,11 +1,12 @@
 """The configuration of an audit: sections owned by the parts that read them, defaults < YAML < `key.sub=value`."""
 
+import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from xinv.data.build import DataSettings
 from xinv.errors import InputError
@@ -20,6 +21,7 @@ from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
 from xinv.track import TrackSettings
+from xinv.train.imported import ImportedSettings
 from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
@@ -35,6 +37,23 @@ class ClassifierPart(BaseModel):
 
     network: ClassifierSettings = Field(default_factory=ClassifierSettings, description="architecture")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how it is trained")
+
+
+def _target_kind(value: Any) -> str:
+    """Imported where any key is one of that form's, or nearer to one of those than to a key of the ordinary form."""
+    if isinstance(value, ImportedSettings):
+        return "ImportedSettings"
+    imported = [info.alias or name for name, info in ImportedSettings.model_fields.items()]
+    known = [*ClassifierPart.model_fields, *imported]
+    near = [difflib.get_close_matches(str(key), known, n=1) for key in (value if isinstance(value, Mapping) else ())]
+    return "ImportedSettings" if any(match and match[0] in imported for match in near) else "ClassifierPart"
+
+
+# A tag is its class's name: that is what messages about members of a union are found by (mistakes.py).
+Target = Annotated[
+    Annotated[ClassifierPart, Tag("ClassifierPart")] | Annotated[ImportedSettings, Tag("ImportedSettings")],
+    Discriminator(_target_kind),
+]
 
 
 class EvaluatorPart(ClassifierPart):
@@ -158,7 +177,11 @@ class AuditConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
     data: DataSettings
-    target: ClassifierPart = Field(default_factory=ClassifierPart, description="the network under audit")
+    target: Target = Field(
+        default_factory=ClassifierPart,
+        description="the network under audit: trained here (network, training), or imported (import, weights, "
+        "arguments, layer)",
+    )
     evaluators: dict[str, EvaluatorPart] = Field(
         default_factory=lambda: {"residual": EvaluatorPart(network=ClassifierSettings(network="residual"))},
         min_length=1,

@@ -223,9 +223,9 @@ def _describe(detail: ErrorDetails, place: _Place, root: type[BaseModel]) -> tup
 
 
 def _unknown_key(place: _Place, root: type[BaseModel]) -> str:
-    name, known = place.path[-1], list(place.owner.model_fields) if place.owner else []
+    name, known = place.path[-1], _keys(place.owner) if place.owner else []
     near = difflib.get_close_matches(name, known, n=1)
-    near = near or [path for path in _paths(root) if path.rsplit(".", 1)[-1] == name][:3]
+    near = near or list(dict.fromkeys(path for path in _paths(root) if path.rsplit(".", 1)[-1] == name))[:3]
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     return f"unknown key{hint} Known keys: {', '.join(known)}."
 
@@ -237,18 +237,25 @@ def _unknown_choice(value: Any, known: Sequence[Any]) -> str:
 
 
 def _paths(model: type[BaseModel], prefix: str = "", depth: int = 6) -> Iterator[str]:
-    """Every dotted path of `model`, its sections' included (lists and unions are not entered)."""
-    for name, info in model.model_fields.items():
+    """Every dotted path of `model`, its sections' included, of every form they may have (lists are not entered)."""
+    for name, info in zip(_keys(model), model.model_fields.values(), strict=True):
         yield prefix + name
         inner, _ = _bare(info.annotation, None)
-        if depth and _is_model(inner):
-            yield from _paths(inner, f"{prefix}{name}.", depth - 1)
+        forms = get_args(inner) if get_origin(inner) in (Union, types.UnionType) else (inner,)
+        for form in (_bare(form, None)[0] for form in forms):
+            if depth and _is_model(form):
+                yield from _paths(form, f"{prefix}{name}.", depth - 1)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """The names of its fields as the user writes them."""
+    return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def _name(annotation: Any) -> str:
     """What a value of this type is called in a message."""
     if _is_model(annotation):
-        return f"a section with {', '.join(annotation.model_fields)}"
+        return f"a section with {', '.join(_keys(annotation))}"
     if choices := _choices(annotation):
         return f"one of {', '.join(map(str, choices))}"
     origin = get_origin(annotation) or annotation

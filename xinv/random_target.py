@@ -6,16 +6,22 @@ network's explanation gives away comes from passing the image through any networ
 from what training put into this one.
 """
 
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from xinv.attacks import Stages, inverters
+from xinv.errors import InputError
+from xinv.files import write_json
 from xinv.leak.score import Attack
-from xinv.nets.classifier import Classifier
 from xinv.progress import Progress
 from xinv.stage import Finished
-from xinv.train.weights import WEIGHTS, ClassifierSpec, load_classifier_spec, save_spec, save_weights
+from xinv.train.imported import ImportedSpec, load_target_spec
+from xinv.train.weights import NETWORK, WEIGHTS, ClassifierSpec, save_weights
 
 RANDOM_TARGET_FORMAT = 1
 
@@ -36,22 +42,39 @@ def random_targets(audit: Stages, images: Finished, releases: Finished, target: 
     return inverters(audit, images, releases, audit.explain("random_releases", images, untrained, settings))
 
 
-def untrained_classifier(spec: ClassifierSpec, seed: int) -> Classifier:
-    """The classifier of `spec` with the weights that a training with `seed` would begin with, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return spec.build().eval()
+def untrained_target(spec: ClassifierSpec | ImportedSpec, seed: int) -> nn.Module:
+    """The network of `spec` with the weights that a training with `seed` would begin with, in evaluation mode.
+
+    An imported one gets the weights that its function gives it, which may draw them from torch, NumPy or Python.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            return spec.build().eval()
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _random_target(audit: Stages, target: Finished) -> Finished:
     """A folder like a trained target's. Not the target's seed: trained weights are still close to where they began."""
-    spec, seed = load_classifier_spec(target.folder), audit.config.seed + 6
-    identity = {"format": RANDOM_TARGET_FORMAT, "network": spec.model_dump(mode="json"), "seed": seed}
+    spec, seed = load_target_spec(target.folder), audit.config.seed + 6
+    identity = {"format": RANDOM_TARGET_FORMAT, "target": target.id, "seed": seed}
 
     def work(folder: Path, progress: Progress) -> dict[str, int]:
-        network = untrained_classifier(spec, seed)
-        save_spec(folder, spec)
-        save_weights(folder / WEIGHTS, {name: value.contiguous() for name, value in network.state_dict().items()})
+        network = untrained_target(spec, seed)
+        weights = {name: value.clone().contiguous() for name, value in network.state_dict().items()}
+        trained = load_file(target.folder / WEIGHTS)
+        if all(torch.equal(value, weights[name]) for name, value in trained.items()):
+            raise InputError(
+                "attack.controls: random_target needs a network that is not trained, and the function that "
+                "target.import names returns the trained weights themselves. Let it build the network alone."
+            )
+        write_json(folder / NETWORK, spec.model_dump(mode="json"))
+        save_weights(folder / WEIGHTS, weights)
         return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
 
     return audit.stage("random_target", "Random target", identity, work)

@@ -7,6 +7,7 @@ Each map is a function of gradient_NBAhw and activation_BAhw, both taken at the 
 import torch
 from torch import Tensor, nn
 
+from xinv.nets.cam_layer import cam_candidates
 from xinv.release.passes import Pass
 from xinv.release.structure import place
 
@@ -77,14 +78,17 @@ def layer_cam(explained: Pass) -> Tensor:
 def cam_problem(model: nn.Module, image_shape: Shape) -> str | None:
     """The network must name a `cam_layer` that runs once and gives a map of two places at least."""
     layer = getattr(model, "cam_layer", None)
+    parameter = next(model.parameters())
+    blank_BCHW = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     if not isinstance(layer, nn.Module):
-        return "it names no cam_layer, the module whose output is the last convolutional activation map"
+        names = cam_candidates(model, blank_BCHW)
+        some = f"name one under target.layer: {', '.join(names)} give maps" if names else "no part of it gives a map"
+        return f"it names no cam_layer, the module whose output is the last convolutional activation map ({some})"
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    parameter = next(model.parameters())
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            model(blank_BCHW)
     finally:
         handle.remove()
     name = place(model, layer)

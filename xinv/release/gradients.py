@@ -145,7 +145,21 @@ def _with_hooks(explained: Pass, kind: type) -> Tensor:
 
 
 def no_problem(model: nn.Module, image_shape: Shape) -> str | None:
-    """Every differentiable network will do."""
+    """Every network will do, differentiable where the method goes backward."""
+    return None
+
+
+def detached_problem(model: nn.Module, image_shape: Shape) -> str | None:
+    """Gradients must reach the image: a forward pass under torch.no_grad, or through numpy, cuts them off."""
+    parameter = next(model.parameters())
+    blank_BCHW = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype, requires_grad=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        logit_BK: Tensor = model(blank_BCHW.clone())
+        found = (
+            torch.autograd.grad(logit_BK.sum(), blank_BCHW, allow_unused=True) if logit_BK.requires_grad else (None,)
+        )
+    if found[0] is None:
+        return "its logits have no gradient by the image (does its forward pass run under torch.no_grad, or detach?)"
     return None
 
 

@@ -25,7 +25,7 @@ Shape = tuple[int, int, int]
 ANY = "every differentiable network"
 ANY_BLACK_BOX = "every network, as a black box"
 CAM = "networks with a cam_layer that gives maps"
-LRP = "linear and convolution layers, poolings, ReLU and dropout modules, each used once, reshaping between them"
+LRP = "linear and convolution layers, poolings, ReLU, dropout and flatten modules, each used once, reshaping between"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Method:
     units: str  # of the map's values
     forward: int  # images that go through the network forward, for each image and class explained
     backward: int  # and backward
-    networks: str  # that it can explain, in words; `problem` decides
-    problem: Callable[[nn.Module, Shape], str | None]  # why the method cannot explain a network, or None
+    networks: str  # that it can explain, in words; `why_not` decides
+    problem: Callable[[nn.Module, Shape], str | None]  # of its own, with a differentiable network; see `why_not`
     attribute: Callable[[Pass], Tensor]  # map_NBMhw
     shared: bool = False  # it reads the forward and backward pass that all such methods of a batch have in common
     per_class: bool = True  # False: its map is the same whichever class is explained
@@ -51,12 +51,17 @@ class Method:
 
         captum raises for some layers and, for others, silently returns something else; both are refused here.
         """
-        problem = self.problem(model, image_shape)
+        problem = self.why_not(model, image_shape)
         if problem is None:
             return
-        works = [name for name, other in METHODS.items() if other.problem(model, image_shape) is None]
+        works = [name for name, other in METHODS.items() if other.why_not(model, image_shape) is None]
         advice = f"these work on this network: {', '.join(works)}" if works else "no other method works on it either"
         raise InputError(f"{self.name} cannot explain this network: {problem}; {advice}.")
+
+    def why_not(self, model: nn.Module, image_shape: Shape) -> str | None:
+        """Why the method cannot explain `model`, or None."""
+        detached = gradients.detached_problem(model, image_shape) if self.backward else None
+        return detached or self.problem(model, image_shape)
 
     def explain(self, model: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
         """Maps (B, M, h, w) of one class each; see `explain_all`. `class_B`: the class explained, for each image."""

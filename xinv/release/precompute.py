@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from torch import nn
 
 import xinv
 from xinv.data.fields import FieldSchema, schema_of
 from xinv.data.shards import INDEX_NAME, Index, ShardEntry, read_shard, shard_path, write_shard
 from xinv.errors import InputError, WorkError
 from xinv.files import digest, make_private, read_json, sha256_of, write_json
-from xinv.nets.classifier import Classifier
 from xinv.progress import Progress, silent
 from xinv.release.formats import FORMATS, FormatSettings, bytes_per_image, release, units
 from xinv.release.methods import METHODS, explain_all, method
@@ -44,7 +44,7 @@ NAMED = 3  # how many samples an error message names
 
 Task = tuple[str, int]
 """(partition, shard number)"""
-Load = Callable[[Path], Classifier]
+Load = Callable[[Path], nn.Module]
 RunTasks = Callable[..., list[dict[str, Any]]]
 """run_tasks(factory, tasks, progress=...) -> results in the order of the tasks; `parallel.map_tasks` is one."""
 
@@ -99,7 +99,7 @@ class Entry(BaseModel):
 class Explainer:
     """Makes release shards: built once in a worker, then called with task after task.
 
-    `load`: a top-level function from `target_folder` to the target. `threads`: CPU threads to compute with.
+    `load`: a picklable function from `target_folder` to the target. `threads`: CPU threads to compute with.
     Runs on the GPU where there is one, in full float32 there too.
     """
 
@@ -334,7 +334,7 @@ def _samples(index: Index, task: Task) -> int:
     return index.partitions[task[0]][task[1]].samples
 
 
-def _check_methods(model: Classifier, index: Index, settings: ReleaseSettings) -> None:
+def _check_methods(model: nn.Module, index: Index, settings: ReleaseSettings) -> None:
     height, width, channels = index.fields["png"].shape
     if settings.classes != "all" and settings.classes > len(index.label_names):
         raise InputError(

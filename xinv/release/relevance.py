@@ -19,12 +19,14 @@ LRP_EPSILON = 0.25
 LRP_GAMMA = 0.25
 STABILISER = 1e-9  # keeps 0 / 0 from being NaN in the rules that divide by the pre-activation itself
 
+REARRANGING = (nn.Flatten, nn.Unflatten, nn.Identity)
+"""Modules that hand relevance on as they hand on gradients: value for value."""
 EPSILON_LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
-EPSILON_PASSING = (nn.ReLU, nn.Dropout, nn.Tanh)
+EPSILON_PASSING = (nn.ReLU, nn.Dropout, nn.Tanh, *REARRANGING)
 # The z+ and gamma rules divide by sums that favour positive weights times inputs, so inputs must not be negative (no
 # tanh), and a batch normalisation has no positive part to keep.
 ZPLUS_LAYERS = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-ZPLUS_PASSING = (nn.ReLU, nn.Dropout)
+ZPLUS_PASSING = (nn.ReLU, nn.Dropout, *REARRANGING)
 WEIGHTED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 
 Rule = Callable[[bool], object]
@@ -68,6 +70,15 @@ def lrp_zplus(explained: Pass) -> Tensor:
 def _lrp(explained: Pass, rule: Rule) -> Tensor:
     from captum.attr import LRP
 
+    class OwnLRP(LRP):
+        """captum's, which knows no layer that only rearranges values: those need no rule, so it shall not see them."""
+
+        layers: list[nn.Module]
+
+        def _get_layers(self, model: nn.Module) -> None:
+            super()._get_layers(model)
+            self.layers = [layer for layer in self.layers if type(layer) not in REARRANGING]
+
     # captum replaces weights, hangs rules and activations on modules, and puts back what it thinks of: give it a copy.
     model = private_copy(explained.model)
     weighted = [layer for layer in layers_in_order(model) if isinstance(layer, WEIGHTED)]
@@ -75,7 +86,7 @@ def _lrp(explained: Pass, rule: Rule) -> Tensor:
     def one(_: nn.Module, image_BCHW: Tensor, class_B: Tensor) -> Tensor:
         for layer in weighted:
             layer.rule = rule(layer is weighted[-1])  # type: ignore[assignment]  # where captum looks for it
-        map_BCHW: Tensor = LRP(model).attribute(image_BCHW, target=class_B)
+        map_BCHW: Tensor = OwnLRP(model).attribute(image_BCHW, target=class_B)
         return map_BCHW.detach()
 
     return each_class(explained, one)

@@ -146,7 +146,7 @@ def load_classifier(folder: Path) -> Classifier:
 
 def load_classifier_spec(folder: Path) -> ClassifierSpec:
     """How the classifier in a stage folder is built. InputError when the folder holds none."""
-    return _spec(folder, ClassifierSpec)
+    return read_spec(folder, ClassifierSpec)
 
 
 def load_inverter(folder: Path) -> nn.Module:
@@ -162,16 +162,17 @@ def load_inverter_spec(folder: Path) -> InverterKind:
     """What the inverter in a stage folder takes and gives."""
     kind = read_json(folder / NETWORK).get("kind")
     if kind == "surrogate":
-        return _spec(folder, SurrogateSpec)
+        return read_spec(folder, SurrogateSpec)
     if kind == "quotient":
-        return _spec(folder, QuotientSpec)
-    return _spec(folder, RidgeSpec) if kind == "ridge" else _spec(folder, InverterSpec)
+        return read_spec(folder, QuotientSpec)
+    return read_spec(folder, RidgeSpec) if kind == "ridge" else read_spec(folder, InverterSpec)
 
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-def _spec(folder: Path, kind: type[Spec]) -> Spec:
+def read_spec(folder: Path, kind: type[Spec]) -> Spec:
+    """network.json of a stage folder as a spec of this kind. InputError when it describes something else."""
     try:
         return kind.model_validate(read_json(folder / NETWORK))
     except ValidationError as error:

@@ -19,6 +19,7 @@ from xinv.errors import InputError
 from xinv.files import digest
 from xinv.progress import Progress, silent
 from xinv.stage import Finished
+from xinv.target import ImportedTarget
 from xinv.train.inline import Group
 
 Tell = Callable[[dict[str, Any]], None]
@@ -132,9 +133,9 @@ class Walk(Audit):
             self._memory.images[key] = found
         return self._memory.images[key]
 
-    def _check_methods(self, images: Finished) -> None:
+    def _check_methods(self, images: Finished, imported: ImportedTarget | None) -> None:
         if not self._checked and images.id not in self.steps:
-            super()._check_methods(images)
+            super()._check_methods(images, imported)
 
 
 def _texts(value: Any) -> Iterator[str]:
