@@ -62,12 +62,19 @@ def inverters(
     attack = audit.config.attack
     wanted: list[tuple[str, tuple[str, ...]]] = [] if random_releases else [(attack.baseline, ())]
     wanted += [(name, group) for group in audit.config.attacked_releases() for name in attack.inverters]
-    trained = [
-        _inverter(audit, images, releases, name, methods, repeat, random_releases)
-        for name, methods in wanted
-        for repeat in range(attack.seeds)
-    ]
-    return [*trained, *(part for one in trained if one.group for part in proper_subsets(one))]
+    found = []
+    for name, methods in wanted:
+        ident = ":".join(filter(None, [name, "+".join(methods)]))
+        for repeat in range(attack.seeds):
+            trained = _inverter(audit, images, releases, name, methods, repeat, random_releases)
+            one = Attack(id=ident, kind="attack", inverter=name, folder=trained.folder, methods=methods, seed=repeat)
+            if random_releases:
+                changes = {"id": f"random_target:{ident}", "kind": "control", "lessons": random_releases.folder}
+                one = one.model_copy(update=changes)
+            elif attack.dropout(methods):
+                one = one.model_copy(update={"group": methods})
+            found.append(one)
+    return [*found, *(part for one in found if one.group for part in proper_subsets(one))]
 
 
 def _inverter(
@@ -78,7 +85,7 @@ def _inverter(
     methods: tuple[str, ...],
     repeat: int,
     random_releases: Finished | None,
-) -> Attack:
+) -> Finished:
     attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
     design, dropout = attack.design(name), None if random_releases else attack.dropout(methods)
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
@@ -122,18 +129,7 @@ def _inverter(
         )
         return audit.train(job, label, progress)
 
-    found = audit.stage("inverter", f"Inverter: {label}", identity, work)
-    ident = ":".join([name, *(["+".join(methods)] if methods else [])])
-    return Attack(
-        id=f"random_target:{ident}" if random_releases else ident,
-        kind="control" if random_releases else "attack",
-        inverter=name,
-        folder=found.folder,
-        methods=methods,
-        group=methods if dropout else (),
-        lessons=random_releases.folder if random_releases else None,
-        seed=repeat,
-    )
+    return audit.stage("inverter", f"Inverter: {label}", identity, work)
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:

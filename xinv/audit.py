@@ -297,7 +297,7 @@ class Audit:
             "evaluators": {name: evaluator.id for name, evaluator in evaluators.items()},
             "releases": releases.id,
             "known_images": self.config.attack.images,
-            "attacks": [_described_attack(one) for one in everything],
+            "attacks": [one.described() for one in everything],
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, str]:
@@ -314,7 +314,7 @@ class Audit:
                 load_inverter,
                 self.config.attack.images,
             )
-            tasks = [asked, *(_absolute(one) for one in everything)]
+            tasks = [asked, *(one.absolute() for one in everything)]
             found = self.run_tasks(factory, tasks, progress)
             results = by_attack(tasks, found)
             baseline = everything[0].id
@@ -395,18 +395,3 @@ class Audit:
                         stream, "PNG"
                     )
                     self.tracker.picture(name, stream.getvalue(), step=0)
-
-
-def _described_attack(attack: Attack) -> dict[str, Any]:
-    """An attack as part of an identity: its folders by the names of their stages, wherever those lie."""
-    names = {field: path.name if path else None for field, path in _folders(attack).items()}
-    return {**attack.model_dump(mode="json", exclude=set(names)), **names}
-
-
-def _absolute(attack: Attack) -> Attack:
-    folders = {field: path.resolve() for field, path in _folders(attack).items() if path}
-    return attack.model_copy(update=folders)
-
-
-def _folders(attack: Attack) -> dict[str, Path | None]:
-    return {"folder": attack.folder, "lessons": attack.lessons}

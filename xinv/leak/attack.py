@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,6 +52,18 @@ class Attack(BaseModel):
     title: str = Field("", description="how tables call it; empty: by what it sees")
     baseline: str = Field("", description="id of the attack its leak is measured from; empty: the audit's baseline")
     seed: int = Field(0, description="which training of it: attacks of one id that differ by their seed are one row")
+
+    def described(self) -> dict[str, Any]:
+        """As part of a stage's identity: its folders by the names of their stages, wherever those lie."""
+        names = {field: path.name if path else None for field, path in self._folders().items()}
+        return {**self.model_dump(mode="json", exclude=set(names)), **names}
+
+    def absolute(self) -> "Attack":
+        """With absolute paths, for a worker elsewhere."""
+        return self.model_copy(update={field: path.resolve() for field, path in self._folders().items() if path})
+
+    def _folders(self) -> dict[str, Path | None]:
+        return {"folder": self.folder, "lessons": self.lessons}
 
     @property
     def partial(self) -> bool:
