@@ -11,6 +11,7 @@ from audits import DEMO, ROOT
 
 from xinv import cli
 from xinv import config as configs
+from xinv.factors import settings as factors
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^ {4}(xinv [^#\n]+)", README, re.MULTILINE)
@@ -27,7 +28,8 @@ def test_links_lead_somewhere() -> None:
 def test_settings_of_the_commands_exist(line: str) -> None:
     words = shlex.split(line.split(">")[0])
     path = next(word for word in words if word.startswith("configs/"))
-    configs.load(ROOT / path, [word for word in words if re.match(r"[a-z_.]+=", word)])
+    load = factors.load if words[1] == "factors" else configs.load
+    load(ROOT / path, [word for word in words if re.match(r"[a-z_.]+=", word)])
 
 
 @pytest.mark.parametrize("line", COMMANDS)
