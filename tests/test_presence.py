@@ -137,9 +137,9 @@ def test_one_inverter_is_scored_on_every_subset(
     asked: list[tuple[str, ...]] = []
     open_reader = scorer._reader
 
-    def noted(methods: tuple[str, ...]) -> Reader:
+    def noted(methods: tuple[str, ...], lessons: Path | None = None) -> Any:
         asked.append(tuple(methods))
-        return open_reader(methods)
+        return open_reader(methods, lessons)
 
     monkeypatch.setattr(scorer, "_reader", noted)
     tasks = [Attack(id=ORIGINALS, kind="originals", methods=METHODS), *wanted]
