@@ -149,6 +149,13 @@ def test_an_explanation_that_the_target_does_not_support_is_refused_before_train
     assert "Target" not in refused.stdout
 
 
+def test_more_explained_classes_than_labels_are_refused_before_training(done: Done) -> None:
+    refused = audit(done[0], "name=classes", "target.network.width=8", "release.classes=11")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "release.classes is 11, but there are 10 labels" in " ".join(refused.stderr.split())
+    assert "Target" not in refused.stdout
+
+
 def test_pictures_reach_wandb_only_when_asked_for(done: Done) -> None:
     """The default has none (above); with track.images=true they lie in the offline run folder, and nowhere else."""
     runs, _ = done

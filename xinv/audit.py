@@ -40,7 +40,7 @@ from xinv.provenance import git_revision, machine, versions
 from xinv.random_target import random_targets
 from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
-from xinv.release.precompute import PARTITIONS, ReleaseSettings, precompute
+from xinv.release.precompute import PARTITIONS, ReleaseSettings, check_classes, precompute
 from xinv.stage import Finished, Store, lock
 from xinv.target import ImportedTarget, checked_target, imported_stage
 from xinv.track import Recorder, Tracker
@@ -257,6 +257,7 @@ class Audit:
         target, data, surrogate = self.config.target, self.config.data, self.config.attack.surrogate
         label_names = Index.load(images.folder).label_names
         classes = len(label_names)
+        check_classes(self.config.release, classes)
         wanted = [(target.network, self.config.release.methods)] if isinstance(target, ClassifierPart) else []
         if imported is not None:
             imported.check_labels(label_names)  # its explanations have been checked before there were images

@@ -47,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 
 def _screen() -> Console:
     """The terminal as it is; a file or a pipe gets lines wide enough for every table."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 132)
 
 
 class Until(StrEnum):
@@ -102,8 +102,8 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     console.print()
     _print_table(console, summary_rows(scores))
     console.print()
-    console.print(verdict(scores))
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(verdict(scores), markup=False)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @app.command(
@@ -149,7 +149,7 @@ def _print_factors(found: dict[str, Any], folder: Path) -> None:
         console.print()
         console.print(f"{factor['title']}: {sentence(factor, found)}", markup=False)
     console.print()
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 def _print_table(console: Console, rows: list[dict[str, str]], words: int = 1) -> None:
@@ -246,7 +246,7 @@ def shards_show(
     for name, field in found["fields"].items():
         fields.add_row(name, field["dtype"], str(tuple(field["shape"])), field["units"])
     console.print(fields)
-    console.print(f"Contact sheet: {path}", soft_wrap=True)
+    console.print(f"Contact sheet: {path}", soft_wrap=True, markup=False)
 
 
 @data_verbs.command(
@@ -298,7 +298,7 @@ def doctor(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors become one message on stderr."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
     def say(kind: str, message: object) -> None:
         console.print(f"[bold red]{kind}:[/]", end=" ")

@@ -153,6 +153,16 @@ class AttackSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _nothing_twice(self) -> "AttackSettings":
+        # Attacks of one name count as trainings of one inverter with several seeds.
+        for key, given in (("inverters", self.inverters), ("releases", self.releases or ())):
+            twice = next((one for place, one in enumerate(given) if one in given[:place]), None)
+            if twice is not None:
+                shown = twice if isinstance(twice, str) else f"[{', '.join(twice)}]"
+                raise ValueError(f"{key} names {shown} twice; name it once (attack.seeds trains it several times)")
+        return self
+
+    @model_validator(mode="after")
     def _something_to_withhold(self) -> "AttackSettings":
         if self.explanation_dropout is not None:
             check_groups(self.releases or ())

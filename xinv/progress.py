@@ -48,7 +48,7 @@ class Terminal:
     """The user's screen: `stage(title)` draws one line with a bar and the time left, then leaves one finished line."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.console = Console(file=stream, highlight=False)
+        self.console = Console(file=stream, highlight=False, emoji=False)
 
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Progress]:

@@ -334,13 +334,17 @@ def _samples(index: Index, task: Task) -> int:
     return index.partitions[task[0]][task[1]].samples
 
 
+def check_classes(settings: ReleaseSettings, labels: int) -> None:
+    """InputError where more classes are to be explained than there are."""
+    if settings.classes != "all" and settings.classes > labels:
+        raise InputError(
+            f"release.classes is {settings.classes}, but there are {labels} labels; ask for as many, or for all."
+        )
+
+
 def _check_methods(model: nn.Module, index: Index, settings: ReleaseSettings) -> None:
     height, width, channels = index.fields["png"].shape
-    if settings.classes != "all" and settings.classes > len(index.label_names):
-        raise InputError(
-            f"release.classes is {settings.classes}, but there are {len(index.label_names)} labels; ask for as many, "
-            "or for all."
-        )
+    check_classes(settings, len(index.label_names))
     for name in settings.methods:
         METHODS[name].check(model.eval(), (channels, height, width))
 
