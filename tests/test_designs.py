@@ -1,19 +1,27 @@
 """The axes of the design space beyond the presets: every one runs at every size, learns, and refuses what cannot be."""
 
 import itertools
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from ranks import run_on_ranks
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xinv.errors import InputError
 from xinv.nets.attention import Attention, FeatureAttention, Position, head_count
 from xinv.nets.blocks import PlaceNorm, make_norm
 from xinv.nets.inverter import PRESETS, Inverter, InverterDesign, ReleaseShape, build_inverter
 from xinv.nets.patches import Cells, PatchTokens, TokenMixer
+from xinv.train.loop import TrainJob, train
+from xinv.train.losses import LossSettings
+from xinv.train.settings import TrainingSettings
+from xinv.train.weights import InverterSpec, load_inverter
 
 TINY: dict[str, Any] = {"width": 4, "bottleneck": 16, "hidden": 8, "token_width": 16, "grid": 4}
 AXES: dict[str, dict[str, Any]] = {
@@ -164,6 +172,93 @@ def test_weights_fit_a_second_build(axis: str) -> None:
     assert torch.equal(model(prediction_BK, maps), other(prediction_BK, maps))
     # The engine exports all buffers: one outside the state dict would make the file unreadable.
     assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
+
+
+def trained(images: Path, releases: Path, folder: Path, stage: int) -> dict[str, float]:
+    """Validation figures after two epochs with explanation dropout. Runs on every rank."""
+    everything = design(
+        "cross_everything", normalisation="layer", skip_size=8, upsampling="pixel_shuffle", full_size_blocks=True
+    )
+    spec = InverterSpec(
+        design=everything,
+        channels=1,
+        size=16,
+        classes=4,
+        methods=("gradient", "grad_cam"),
+        maps=((1, 16, 16), (1, 4, 4)),
+        explanation_dropout=0.3,
+    )
+    # Partitions every weight, whatever its size: one that is read outside its own module would be missing.
+    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage else {}
+    job = TrainJob(
+        folder=folder,
+        objective="invert",
+        network=spec,
+        images=images,
+        releases=releases,
+        partition="attack",
+        settings=TrainingSettings(epochs=2, batch_size=8, precision="fp32", zero_stage=stage, deepspeed=zero),
+        loss=LossSettings(ssim=0.1, gradient=0.1),
+        seed=3,
+    )
+    return train(job).validation
+
+
+def test_zero_3_on_two_ranks_trains_what_one_process_does(
+    tiny_images: Path, tiny_releases: Path, tmp_path: Path
+) -> None:
+    (one,) = run_on_ranks(trained, 1, tmp_path, tiny_images, tiny_releases, tmp_path / "one", 0)
+    two, same = run_on_ranks(trained, 2, tmp_path, tiny_images, tiny_releases, tmp_path / "two", 3)
+    assert two == same == pytest.approx(one, rel=1e-4)
+    model = load_inverter(tmp_path / "two")
+    assert isinstance(model, Inverter) and model.design.fusion == "cross_attention"
+
+
+CHOICES: dict[str, list[Any]] = {
+    "prediction": ["logits", "log_confidences", "none"],
+    "flatten": [False, True],
+    "summary": ["none", "pooled", "patches"],
+    "grid": [1, 5, 16, 32],
+    "encoder": ["none", "cnn", "unet"],
+    "encoder_depth": [None, 1, 3],
+    "encoder_width": [None, 3, 40],
+    "skip_size": [None, 2, 16],
+    "bottleneck": [0, 7, 64],
+    "fusion": ["concatenate", "film", "cross_attention"],
+    "fusion_size": [2, 8, 32],
+    "tokens": ["patches", "encoder"],
+    "upsampling": ["nearest", "transposed", "pixel_shuffle"],
+    "blocks": [0, 1, 2],
+    "full_size_blocks": [False, True],
+    "attention_size": [None, 2, 32],
+    "residual": [False, True],
+    "normalisation": ["none", "group", "layer"],
+    "width": [1, 3, 24],
+    "smallest": [2, 3, 4, 16, 40],
+    "head": ["linear", "sigmoid"],
+}
+
+
+def test_whatever_passes_as_a_design_makes_images_of_every_size() -> None:
+    """Random points of the whole space, on fake tensors: what a search proposes must not fail for its shapes."""
+    generator = random.Random(20211017)
+    built = 0
+    while built < 30:
+        try:
+            chosen = InverterDesign(**{name: generator.choice(values) for name, values in CHOICES.items()})
+        except ValidationError:
+            continue
+        size, channels = generator.choice([8, 9, 28, 33, 64, 178]), generator.choice([1, 3])
+        maps = ((channels, size, size), (1, 7, 7), (2, 5, 40)) if chosen.reads_maps else ()
+        optional = generator.choice([False, bool(maps)])
+        with FakeTensorMode():
+            try:
+                model = build_inverter(chosen, ReleaseShape(4, maps, optional), channels, size)
+            except InputError as refusal:
+                assert "erase a level of 1 channel" in str(refusal) and chosen.normalisation == "layer"
+                continue
+            assert model(*inputs(model)).shape == (2, channels, size, size), (chosen, size)
+        built += 1
 
 
 # --- what they cost --------------------------------------------------------------------------------------------------
