@@ -35,6 +35,7 @@ def setting(label: str, run: str, worse: float = 1.0, overrides: dict[str, Any] 
         "run": run,
         "as_configured": run == "tiny.base",
         "images": 500,
+        "synthetic": False,
         "target": scores["target"],
         "rows": [{**row, "leak": leaks.get(row["attack"])} for row in scores["rows"]],
     }
@@ -152,3 +153,15 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     blue = np.abs(pixels.astype(int) - (0x1F, 0x4E, 0x79)).sum(1) < 12
     assert blue.sum() > 500, "charts and links in the accent colour"
+
+
+def test_a_setting_with_drawn_images_is_marked_and_the_others_are_not(tmp_path: Path) -> None:
+    found = analysis()
+    found["factors"][0]["settings"][0]["synthetic"] = True
+    text = render(found, tmp_path)
+    assert text.count('<span class="tag">synthetic data</span>') == 1
+    assert text.count("synthetic data in settings marked so below") == 2
+    everything = copy.deepcopy(found)
+    everything["synthetic"] = True
+    everything["factors"][1]["settings"][0]["synthetic"] = True
+    assert render(everything, tmp_path).count("<figcaption>synthetic data</figcaption>") == 4

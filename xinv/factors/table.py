@@ -19,16 +19,16 @@ def table(config: FactorsConfig, trials: Trials, scores: Mapping[str, Scores]) -
 
     Returns:
         {"schema": 1, "name", "level", "synthetic", "base", "factors", "provenance"}. The base and every setting are
-        {"label", "overrides", "run", "as_configured", "images", "target", "rows"}: `run` names the trial whose folder
-        has the rest, a row is one of its scores.json with, under "leak", what it adds to that trial's own baseline
-        (None for the baseline itself).
+        {"label", "overrides", "run", "as_configured", "images", "synthetic", "target", "rows"}: `run` names the trial
+        whose folder has the rest, `synthetic` says that some of its images show nothing real, a row is one of its
+        scores.json with, under "leak", what it adds to that trial's own baseline (None for the baseline itself).
     """
     base = scores[trials.base.name]
     return {
         "schema": 1,
         "name": config.name,
         "level": base["level"],
-        "synthetic": any(one["data"]["synthetic"] for one in scores.values()),
+        "synthetic": base["data"]["synthetic"],
         "data": base["data"],
         "base": _setting(BASE, {}, trials.base.name, trials, scores),
         "factors": [
@@ -67,6 +67,7 @@ def _setting(
         "run": run,
         "as_configured": run == trials.base.name,
         "images": found["images"],
+        "synthetic": found["data"]["synthetic"],
         "target": found["target"],
         "rows": [
             {**row, "leak": {key: value for key, value in leaks[row["attack"]].items() if key != "attack"}}

@@ -48,6 +48,7 @@ class Group:
 
     label: str
     changes: str
+    synthetic: bool
     link: str
     target: Cell
     lines: tuple[Line, ...]
@@ -60,6 +61,7 @@ class Section:
     name: str
     title: str
     sentence: str
+    synthetic: bool  # some of its settings have drawn images
     panels: tuple[Panel, ...]
     legend: tuple[tuple[str, str], ...]  # colour, title
     groups: tuple[Group, ...]
@@ -146,6 +148,7 @@ def _section(factor: Factor, found: Mapping[str, Any]) -> Section:
         name=factor["name"],
         title=factor["title"],
         sentence=sentence(factor, found),
+        synthetic=any(setting["synthetic"] for setting in shown),
         panels=tuple(_panel(METRICS[key], factor, shown, series, found) for key in DRAWN),
         legend=tuple((Series(title, number, ()).colour, title) for number, title in enumerate(series))
         if len(series) > 1
@@ -218,6 +221,7 @@ def _group(setting: Setting, found: Mapping[str, Any]) -> Group:
     return Group(
         label=_label(setting),
         changes=", ".join(_changes(setting["overrides"])),
+        synthetic=setting["synthetic"],
         link=f"../{setting['run']}/report.html",
         target=Cell(metric.format(accuracy["mean"]), between(metric, accuracy)),
         lines=tuple(lines),
