@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xinv.errors import InputError
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -26,13 +28,26 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class PlaceNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each place of a map on its own (ConvNeXt: Liu et al., CVPR 2022)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
 def make_norm(name: str, channels: int) -> nn.Module:
-    """`group`: GroupNorm with the most groups, up to 8, that divide `channels`. `none`: nothing.
+    """`group`: GroupNorm with the most groups, up to 8, that divide `channels`. `layer`: PlaceNorm. `none`: nothing.
 
     There is no BatchNorm: its statistics tie a sample to its batch mates and differ from rank to rank.
+
+    InputError for `layer` over a single channel, which it would turn into a constant.
     """
     if name == "none":
         return nn.Identity()
+    if name == "layer":
+        if channels < 2:
+            raise InputError("normalisation=layer would erase a level of 1 channel; widen it, or use group or none.")
+        return PlaceNorm(channels)
     assert name == "group", name
     groups = max(count for count in range(1, MAX_GROUPS + 1) if channels % count == 0)
     return nn.GroupNorm(groups, channels)

@@ -2,11 +2,13 @@
 
     prediction --+-------------------------------------------+ (FiLM)
     maps --------+- flatten --+- bottleneck - start - level - level - ... - head - image
+                 +- summary --+                        |       |
                  +- encoder --+                        |       |
-                        +------------ skips -----------+-------+        (unet)
+                 |      +------------ skips -----------+-------+        (unet)
+                 +----------------- tokens ------------+-------+        (cross-attention)
 
-Axes in tensor names: B batch, C image channels, H height, W width, K classes, M map channels, D vector, E condition,
-G explanations.
+Axes in tensor names: B batch, C image channels, H height, W width, K classes, M map channels, D vector, E condition or
+width of a token, T tokens, G explanations.
 """
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xinv.errors import InputError
+from xinv.nets.attention import FeatureAttention, TokenPool
 from xinv.nets.blocks import (
     BroadcastStart,
     ConvBlock,
@@ -28,10 +31,12 @@ from xinv.nets.blocks import (
     transposed_up,
 )
 from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape, preset
+from xinv.nets.patches import Cells, PatchTokens
 
 __all__ = ["PRESETS", "Inverter", "InverterDesign", "ReleaseShape", "build_inverter", "preset"]
 
 MIN_SIZE = 8
+SUMMARY_QUERIES = 16
 
 
 class PredictionBranch(nn.Module):
@@ -50,11 +55,15 @@ class PredictionBranch(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Maps (B, M, H, W) to a vector (B, hidden) and, on the way, one activation map a level before it is pooled."""
+    """Maps (B, M, H, W) to a vector (B, hidden) and, on the way, one activation map a level before it is pooled.
+
+    `widths` and `sizes` are those of the activation maps; `skips` says which of them go to the decoder.
+    """
 
     def __init__(self, design: InverterDesign, maps: int, sizes: list[int]) -> None:
         super().__init__()
-        sizes = sizes[: design.encoder_depth]
+        self.sizes = sizes = sizes[: design.encoder_depth]
+        self.skips = design.skips_from(sizes)
         self.widths = design.channels(design.encoder_width or design.width, sizes)
         block = ResidualBlock if design.residual else ConvBlock
         self.levels = nn.ModuleList()
@@ -73,73 +82,101 @@ class Encoder(nn.Module):
         self.activation = make_activation(design.activation)
 
     def forward(self, map_BMHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        skips = []
+        features = []
         feature_BCHW = self.stem(map_BMHW)
         for level in self.levels:
             feature_BCHW = level(feature_BCHW).contiguous(memory_format=self.layout)
-            skips.append(feature_BCHW)
+            features.append(feature_BCHW)
             feature_BCHW = self.pool(feature_BCHW)
-        return self.activation(self.hidden(torch.flatten(feature_BCHW, 1))), skips
+        return self.activation(self.hidden(torch.flatten(feature_BCHW, 1))), features
 
 
 class DecoderLevel(nn.Module):
-    """Blocks at one size, after the skip of that size has joined; then up to the next size."""
+    """Blocks at one size, after the skip of that size has joined; attention, where it has any; up to the next size."""
 
-    def __init__(self, blocks: list[nn.Module], up: list[nn.Module], layout: torch.memory_format) -> None:
+    def __init__(
+        self,
+        blocks: list[nn.Module],
+        up: list[nn.Module],
+        layout: torch.memory_format,
+        attention: FeatureAttention | None,
+        cross_attention: FeatureAttention | None,
+    ) -> None:
         super().__init__()
         self.layout = layout
         self.blocks = nn.ModuleList(blocks)
+        self.attention = attention
+        self.cross_attention = cross_attention
         self.up = nn.Sequential(*up)
 
-    def forward(self, feature_BCHW: Tensor, skip_BCHW: Tensor | None, condition_BE: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        feature_BCHW: Tensor,
+        skip_BCHW: Tensor | None,
+        condition_BE: Tensor | None,
+        token_BTE: Tensor | None,
+    ) -> Tensor:
         if skip_BCHW is not None:
             feature_BCHW = torch.cat([feature_BCHW, skip_BCHW.to(feature_BCHW.dtype)], dim=1)
         feature_BCHW = feature_BCHW.contiguous(memory_format=self.layout)
         for block in self.blocks:
             feature_BCHW = block(feature_BCHW, condition_BE)
+        if self.attention is not None:
+            feature_BCHW = self.attention(feature_BCHW)
+        if self.cross_attention is not None:
+            feature_BCHW = self.cross_attention(feature_BCHW, token_BTE)
         return self.up(feature_BCHW)
 
 
 class Decoder(nn.Module):
-    """A vector (B, D), skips by level and a condition (B, E) to an image (B, C, H, W)."""
+    """A vector (B, D), skips by level, a condition (B, E) and tokens (B, T, E) to an image (B, C, H, W)."""
 
     def __init__(self, design: InverterDesign, vector: int, skips: list[int], channels: int, size: int) -> None:
         super().__init__()
         sizes = design.sizes(size)
         widths = design.channels(design.width, sizes)
         skips = skips + [0] * (len(sizes) - len(skips))
+        attends, looks = design.attends_at(sizes), design.looks_at_tokens_at(sizes)
         self.start, fan_in = _start(design, vector, widths[-1], sizes[-1])
         self.levels = nn.ModuleList()
         for level in reversed(range(len(sizes))):
             fan_in += skips[level]
-            count = design.blocks if level or design.full_size_blocks else 0
-            blocks, fan_in = _blocks(design, count, fan_in, widths[level])
+            blocks, fan_in = _blocks(design, design.blocks_at(level, len(sizes)), fan_in, widths[level])
+            own = FeatureAttention(fan_in, sizes[level]) if attends[level] else None
+            cross = FeatureAttention(fan_in, sizes[level], design.token_width) if looks[level] else None
             up: list[nn.Module] = []
             if level:
-                to_width = channels if level == 1 and design.blocks == 0 else widths[level - 1]
-                up, fan_in = _up(design, fan_in, to_width, sizes[level], sizes[level - 1], last=to_width == channels)
-            self.levels.append(DecoderLevel(blocks, up, _layout(design)))
+                last = level == 1 and design.blocks == 0
+                to_width = channels if last else widths[level - 1]
+                up, fan_in = _up(design, fan_in, to_width, sizes[level], sizes[level - 1], last)
+            self.levels.append(DecoderLevel(blocks, up, _layout(design), own, cross))
         head: list[nn.Module] = []
         if design.residual:
             head += [make_norm(design.normalisation, fan_in), make_activation(design.activation)]
-        if design.blocks:
+        if design.blocks or len(sizes) == 1:
             head.append(nn.Conv2d(fan_in, channels, 3, padding=1))
         if design.head == "sigmoid":
             head.append(nn.Sigmoid())
         self.head = nn.Sequential(*head)
 
-    def forward(self, vector_BD: Tensor, skips: list[Tensor], condition_BE: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        vector_BD: Tensor,
+        skips: list[Tensor | None],
+        condition_BE: Tensor | None,
+        token_BTE: Tensor | None,
+    ) -> Tensor:
         feature_BCHW = self.start(vector_BD)
         for level, layer in zip(reversed(range(len(self.levels))), self.levels, strict=True):
             skip_BCHW = skips[level] if level < len(skips) else None
-            feature_BCHW = layer(feature_BCHW, skip_BCHW, condition_BE)
+            feature_BCHW = layer(feature_BCHW, skip_BCHW, condition_BE, token_BTE)
         return self.head(feature_BCHW)
 
 
 def _layout(design: InverterDesign) -> torch.memory_format:
     # Convolutions and pooling are up to 1.5 times faster with channels last, GroupNorm is slower than they gain.
     # Weights stay as they are: DeepSpeed cannot broadcast channels_last parameters.
-    return torch.channels_last if design.normalisation == "none" else torch.contiguous_format
+    return torch.contiguous_format if design.normalisation == "group" else torch.channels_last
 
 
 def _start(design: InverterDesign, vector: int, width: int, size: int) -> tuple[nn.Module, int]:
@@ -180,11 +217,12 @@ class Inverter(nn.Module):
 
     Maps are standardised by the buffers `map_mean` and `map_scale` (one value a map channel, the maps' channels in
     order; 0 and 1 until `standardise` sets them). The encoder sees them resized to the image (bilinear), the flatten
-    branch at their native size, where they are smallest and nothing is lost.
+    branch at their native size, where they are smallest and nothing is lost; summary and tokens are of native size too.
 
     Where the release is `optional`, explanations may be withheld image by image: a withheld one is zero after
     standardisation (its mean), and which ones are present is an input of its own, since an average map and no map are
-    two things. It joins the vector that the bottleneck reads, and the condition of `fusion: film`.
+    two things. It joins the vector that the bottleneck reads, and what `fusion` makes of the prediction: the condition of
+    film, the token of cross_attention.
     """
 
     map_mean: Tensor
@@ -198,28 +236,59 @@ class Inverter(nn.Module):
         map_channels = sum(shape[0] for shape in release.maps)
         self.register_buffer("map_mean", torch.zeros(map_channels))
         self.register_buffer("map_scale", torch.ones(map_channels))
-        vector = 0
+        self.encoder: Encoder | None = None
+        self.map_tokens = nn.ModuleList()
+        self.summary: TokenPool | None = None
+        told = len(release.maps) if release.optional else 0
+        facts = told + (release.classes if design.prediction != "none" else 0)
         if design.prediction != "none":
             self.prediction = PredictionBranch(design.prediction, design.shift)
-            vector += release.classes
-        if design.flatten:
-            vector += sum(m * h * w for m, h, w in release.maps)
-        self.encoder = Encoder(design, map_channels, design.sizes(size)) if design.encoder != "none" else None
-        if self.encoder is not None:
-            vector += design.hidden
-        told = len(release.maps) if release.optional else 0
-        vector += told
+        if design.encoder != "none":
+            self.encoder = Encoder(design, map_channels, design.sizes(size))
+        if design.reads_cells:
+            self.map_tokens.extend(
+                PatchTokens(shape, design.grid, design.token_width, design.activation) for shape in release.maps
+            )
+        if design.summary == "patches":
+            self.summary = TokenPool(SUMMARY_QUERIES, design.token_width)
+        vector = facts + self._read_values()
         self.bottleneck = nn.Sequential()
         if design.bottleneck:
             self.bottleneck = nn.Sequential(ExactLinear(vector, design.bottleneck), make_activation(design.activation))
             vector = design.bottleneck
         self.condition = nn.Sequential()
         if design.fusion == "film":
-            self.condition = nn.Sequential(
-                ExactLinear(release.classes + told, design.condition), make_activation(design.activation)
-            )
-        skips = self.encoder.widths if self.encoder is not None and design.encoder == "unet" else []
+            self.condition = nn.Sequential(ExactLinear(facts, design.condition), make_activation(design.activation))
+        self.context: ExactLinear | None = None
+        self.level_tokens: PatchTokens | None = None
+        if design.fusion == "cross_attention" and facts:
+            self.context = ExactLinear(facts, design.token_width)
+        if design.tokens == "encoder":
+            self.level_tokens = self._level_tokens()
+        skips: list[int] = []
+        if self.encoder is not None:
+            skips = [width if on else 0 for width, on in zip(self.encoder.widths, self.encoder.skips, strict=True)]
         self.decoder = Decoder(design, vector, skips, channels, size)
+
+    def _read_values(self) -> int:
+        """How many values of the explanation join the vector."""
+        design, maps, values = self.design, self.release.maps, 0
+        if design.flatten:
+            values += sum(m * h * w for m, h, w in maps)
+        if design.summary == "pooled":
+            self.cells = [Cells(height, width, design.grid) for _, height, width in maps]
+            values += sum(m * cells.rows * cells.columns for (m, _, _), cells in zip(maps, self.cells, strict=True))
+        if self.summary is not None:
+            values += SUMMARY_QUERIES * design.token_width
+        return values + (design.hidden if self.encoder is not None else 0)
+
+    def _level_tokens(self) -> PatchTokens:
+        """Tokens of the encoder's first level that the grid holds place by place, else of its coarsest."""
+        assert self.encoder is not None
+        sizes, design = self.encoder.sizes, self.design
+        self.level = next((level for level, size in enumerate(sizes) if size <= design.grid), len(sizes) - 1)
+        shape = (self.encoder.widths[self.level], sizes[self.level], sizes[self.level])
+        return PatchTokens(shape, design.grid, design.token_width, design.activation)
 
     @torch.no_grad()
     def standardise(self, mean_M: Tensor, scale_M: Tensor) -> None:
@@ -243,36 +312,47 @@ class Inverter(nn.Module):
         """
         shapes = tuple(tuple(map_BMHW.shape[1:]) for map_BMHW in maps)
         assert shapes == self.release.maps, f"maps of shapes {shapes}, expected {self.release.maps}"
-        maps = self._standardised(maps)
-        told: list[Tensor] = []
-        if self.release.optional:
-            if present_BG is None:
-                present_BG = prediction_BK.new_ones((len(prediction_BK), len(maps)), dtype=torch.float32)
-            assert present_BG.shape == (len(prediction_BK), len(maps)), f"a mask of shape {tuple(present_BG.shape)}"
-            maps = [
-                map_BMHW.masked_fill((present_B == 0)[:, None, None, None], 0.0)
-                for map_BMHW, present_B in zip(maps, present_BG.unbind(1), strict=True)
-            ]
-            told = [present_BG.float()]
-        else:
-            assert present_BG is None, "this inverter was not made for withheld explanations"
-        parts: list[Tensor] = []
-        skips: list[Tensor] = []
-        condition_BE = None
-        if self.design.prediction != "none":
-            logit_BK = self.prediction(prediction_BK)
-            parts.append(logit_BK)
-            if self.design.fusion == "film":
-                condition_BE = self.condition(torch.cat([logit_BK, *told], dim=1))
-        if self.design.flatten:
+        maps, told = self._present(self._standardised(maps), present_BG)
+        design = self.design
+        facts = [self.prediction(prediction_BK)] if design.prediction != "none" else []
+        parts = list(facts)
+        facts += told
+        if design.flatten:
             parts += [torch.flatten(map_BMHW, 1) for map_BMHW in maps]
+        if design.summary == "pooled":
+            parts += [cells.means(map_BMHW) for cells, map_BMHW in zip(self.cells, maps, strict=True)]
+        tokens = [embed(map_BMHW) for embed, map_BMHW in zip(self.map_tokens, maps, strict=bool(self.map_tokens))]
+        if self.summary is not None:
+            parts.append(self.summary(torch.cat(tokens, dim=1)))
+        skips: list[Tensor | None] = []
         if self.encoder is not None:
-            hidden_BD, skips = self.encoder(torch.cat([self._resized(map_BMHW) for map_BMHW in maps], dim=1))
+            hidden_BD, features = self.encoder(torch.cat([self._resized(map_BMHW) for map_BMHW in maps], dim=1))
             parts.append(hidden_BD)
-        parts += told
-        vector_BD = self.bottleneck(torch.cat([part.float() for part in parts], dim=1))
-        image_BCHW: Tensor = self.decoder(vector_BD, skips if self.design.encoder == "unet" else [], condition_BE)
+            skips = [feature if on else None for feature, on in zip(features, self.encoder.skips, strict=True)]
+            if self.level_tokens is not None:
+                tokens = [self.level_tokens(features[self.level])]
+        vector_BD = self.bottleneck(torch.cat([part.float() for part in parts + told], dim=1))
+        condition_BE = self.condition(torch.cat(facts, dim=1)) if design.fusion == "film" else None
+        if self.context is not None:
+            tokens.append(self.context(torch.cat(facts, dim=1))[:, None])
+        token_BTE = torch.cat(tokens, dim=1) if design.fusion == "cross_attention" else None
+        image_BCHW: Tensor = self.decoder(vector_BD, skips, condition_BE, token_BTE)
         return image_BCHW.float()
+
+    def _present(self, maps: list[Tensor], present_BG: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps with withheld ones at zero, and which ones are present, where the release is optional."""
+        if not self.release.optional:
+            assert present_BG is None, "this inverter was not made for withheld explanations"
+            return maps, []
+        batch = len(maps[0])
+        if present_BG is None:
+            present_BG = maps[0].new_ones((batch, len(maps)), dtype=torch.float32)
+        assert present_BG.shape == (batch, len(maps)), f"a mask of shape {tuple(present_BG.shape)}"
+        maps = [
+            map_BMHW.masked_fill((present_B == 0)[:, None, None, None], 0.0)
+            for map_BMHW, present_B in zip(maps, present_BG.unbind(1), strict=True)
+        ]
+        return maps, [present_BG.float()]
 
     def _standardised(self, maps: list[Tensor]) -> list[Tensor]:
         counts = [shape[0] for shape in self.release.maps]
