@@ -154,10 +154,13 @@ def _convolution(input: Tensor, *rest: Any) -> Tensor:
     return out
 
 
+# These are one kernel each. Without numbers torch takes them apart into a dozen operations, whose results nobody would
+# write down, and which take longer than the rest of the step.
+
+
 def _group_norm(
     input: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, places: int, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One kernel; without numbers torch takes it apart into a dozen, whose results nobody would write down."""
     return torch.empty_like(input), input.new_empty(batch, groups), input.new_empty(batch, groups)
 
 
@@ -167,8 +170,32 @@ def _group_norm_backward(
     return torch.empty_like(input), torch.empty_like(weight), torch.empty_like(weight)
 
 
+def _layer_norm(
+    input: Tensor, shape: list[int], weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = (*input.shape[: -len(shape)], *(1 for _ in shape))
+    return input.new_empty(input.shape), input.new_empty(kept), input.new_empty(kept)
+
+
+def _layer_norm_backward(
+    grad: Tensor, input: Tensor, shape: list[int], mean: Tensor, deviation: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return input.new_empty(input.shape), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _activation_backward(grad: Tensor, *rest: Any, **options: Any) -> Tensor:
+    return torch.empty_like(grad)
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution.default: _convolution,
     torch.ops.aten.native_group_norm.default: _group_norm,
     torch.ops.aten.native_group_norm_backward.default: _group_norm_backward,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
+    torch.ops.aten.threshold_backward.default: _activation_backward,
+    torch.ops.aten.leaky_relu_backward.default: _activation_backward,
+    torch.ops.aten.gelu_backward.default: _activation_backward,
+    torch.ops.aten.silu_backward.default: _activation_backward,
+    torch.ops.aten.tanh_backward.default: _activation_backward,
 }
