@@ -94,6 +94,7 @@ def _inverter(
         "format": INVERTER_FORMAT,
         "design": design.model_dump(mode="json"),
         "training": attack.training.model_dump(mode="json"),
+        "loss": attack.loss.model_dump(mode="json"),
         "images": images.id,
         "releases": releases.id,
         "methods": list(methods),
@@ -125,6 +126,7 @@ def _inverter(
             partition="attack",
             limit=attack.images,
             settings=attack.training,
+            loss=attack.loss,
             seed=seed,
         )
         return audit.train(job, label, progress)
@@ -221,6 +223,7 @@ class _SurrogateTraining:
             "explainer": explainer.model_dump(mode="json"),
             "design": design.model_dump(mode="json"),
             "training": attack.training.model_dump(mode="json"),
+            "loss": attack.loss.model_dump(mode="json"),
             "images": self.images.id,
             "releases": self.releases.id,
             "lessons": self.explained.id,
@@ -252,6 +255,7 @@ class _SurrogateTraining:
                 partition="attack",
                 limit=attack.images,
                 settings=attack.training,
+                loss=attack.loss,
                 seed=seed,
             )
             return self.audit.train(job, f"surrogate {role} + {label}", progress)

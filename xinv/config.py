@@ -22,6 +22,7 @@ from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
 from xinv.track import TrackSettings
 from xinv.train.imported import ImportedSettings
+from xinv.train.losses import LossSettings
 from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
@@ -123,6 +124,10 @@ class AttackSettings(BaseModel):
         default_factory=dict, description="inverter designs of the user's own, by name"
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    loss: LossSettings = Field(
+        default_factory=LossSettings,
+        description="what all of them learn by; whatever it is, the weights of the lowest validation MSE are kept",
+    )
     images: int | None = Field(
         None, ge=2, description="how many of the attacker's images to train on, its validation part aside; null: all"
     )

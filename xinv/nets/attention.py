@@ -57,7 +57,7 @@ class Position(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al., NeurIPS 2017): queries (B or 1, N, D) read tokens (B, T, E).
+    """Multi-head attention (Vaswani et al., NeurIPS 2017): queries (B, N, D) read tokens (B, T, E).
 
     It gives (B, N, D).
 
@@ -107,19 +107,3 @@ class FeatureAttention(nn.Module):
         source = place_BNC if self.token_norm is None else self.token_norm(token_BTE)
         change_BNC = self.attention(place_BNC, source)
         return feature_BCHW + change_BNC.transpose(1, 2).unflatten(2, feature_BCHW.shape[2:])
-
-
-class TokenPool(nn.Module):
-    """Tokens (B, T, E) to a vector (B, queries * E): learned queries look at them (Jaegle et al., ICML 2021).
-
-    The vector's length does not depend on how many tokens there are, nor does the number of weights.
-    """
-
-    def __init__(self, queries: int, token_width: int) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.randn(1, queries, token_width))
-        self.norm = nn.LayerNorm(token_width)
-        self.attention = Attention(token_width, token_width, silent=False)
-
-    def forward(self, token_BTE: Tensor) -> Tensor:
-        return self.attention(self.query, self.norm(token_BTE)).flatten(1)

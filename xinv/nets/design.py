@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from xinv.errors import InputError
 
 MAX_ATTENTION = 32
-"""Largest level, in px, that attends: at 32 px every head holds a million weights an image, at 64 px sixteen million."""
+"""Largest level, in px, that attends: at 32 px a head weighs a million pairs of places, at 64 px sixteen million."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class InverterDesign(BaseModel):
     flatten: bool = Field(False, description="Read the maps' raw values too, at their native size, as one vector.")
     summary: Literal["none", "pooled", "patches"] = Field(
         "none",
-        description="Read the maps at a cost that large maps do not raise: the mean of every cell of a grid (pooled), or "
-        "what 16 learned queries find in tokens of its cells (patches).",
+        description="Read the maps at a cost that large maps do not raise: the mean of every cell of a grid (pooled), "
+        "or 16 learned mixtures of tokens of its cells (patches).",
     )
     grid: int = Field(
         16, ge=1, le=32, description="Most cells a side into which a map is cut, for summary and cross-attention."
@@ -143,8 +143,8 @@ class InverterDesign(BaseModel):
             )
         if self.smallest > MAX_ATTENTION // 2:
             raise ValueError(
-                f"the coarsest level always attends, and smallest={self.smallest} lets it be larger than {MAX_ATTENTION} "
-                f"px; lower smallest to {MAX_ATTENTION // 2} or less"
+                f"the coarsest level always attends, and smallest={self.smallest} lets it be larger than "
+                f"{MAX_ATTENTION} px; lower smallest to {MAX_ATTENTION // 2} or less"
             )
         return self
 

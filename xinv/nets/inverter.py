@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xinv.errors import InputError
-from xinv.nets.attention import FeatureAttention, TokenPool
+from xinv.nets.attention import FeatureAttention
 from xinv.nets.blocks import (
     BroadcastStart,
     ConvBlock,
@@ -31,12 +31,12 @@ from xinv.nets.blocks import (
     transposed_up,
 )
 from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape, preset
-from xinv.nets.patches import Cells, PatchTokens
+from xinv.nets.patches import Cells, PatchTokens, TokenMixer
 
 __all__ = ["PRESETS", "Inverter", "InverterDesign", "ReleaseShape", "build_inverter", "preset"]
 
 MIN_SIZE = 8
-SUMMARY_QUERIES = 16
+MIXTURES = 16
 
 
 class PredictionBranch(nn.Module):
@@ -221,8 +221,8 @@ class Inverter(nn.Module):
 
     Where the release is `optional`, explanations may be withheld image by image: a withheld one is zero after
     standardisation (its mean), and which ones are present is an input of its own, since an average map and no map are
-    two things. It joins the vector that the bottleneck reads, and what `fusion` makes of the prediction: the condition of
-    film, the token of cross_attention.
+    two things. It joins the vector that the bottleneck reads, and what `fusion` makes of the prediction: the condition
+    of film, the token of cross_attention.
     """
 
     map_mean: Tensor
@@ -236,9 +236,10 @@ class Inverter(nn.Module):
         map_channels = sum(shape[0] for shape in release.maps)
         self.register_buffer("map_mean", torch.zeros(map_channels))
         self.register_buffer("map_scale", torch.ones(map_channels))
+        self.cells = [Cells(height, width, design.grid) for _, height, width in release.maps]
         self.encoder: Encoder | None = None
         self.map_tokens = nn.ModuleList()
-        self.summary: TokenPool | None = None
+        self.summary: TokenMixer | None = None
         told = len(release.maps) if release.optional else 0
         facts = told + (release.classes if design.prediction != "none" else 0)
         if design.prediction != "none":
@@ -250,7 +251,7 @@ class Inverter(nn.Module):
                 PatchTokens(shape, design.grid, design.token_width, design.activation) for shape in release.maps
             )
         if design.summary == "patches":
-            self.summary = TokenPool(SUMMARY_QUERIES, design.token_width)
+            self.summary = TokenMixer(sum(cells.count for cells in self.cells), MIXTURES)
         vector = facts + self._read_values()
         self.bottleneck = nn.Sequential()
         if design.bottleneck:
@@ -276,10 +277,9 @@ class Inverter(nn.Module):
         if design.flatten:
             values += sum(m * h * w for m, h, w in maps)
         if design.summary == "pooled":
-            self.cells = [Cells(height, width, design.grid) for _, height, width in maps]
-            values += sum(m * cells.rows * cells.columns for (m, _, _), cells in zip(maps, self.cells, strict=True))
+            values += sum(m * cells.count for (m, _, _), cells in zip(maps, self.cells, strict=True))
         if self.summary is not None:
-            values += SUMMARY_QUERIES * design.token_width
+            values += MIXTURES * design.token_width
         return values + (design.hidden if self.encoder is not None else 0)
 
     def _level_tokens(self) -> PatchTokens:
@@ -321,7 +321,9 @@ class Inverter(nn.Module):
             parts += [torch.flatten(map_BMHW, 1) for map_BMHW in maps]
         if design.summary == "pooled":
             parts += [cells.means(map_BMHW) for cells, map_BMHW in zip(self.cells, maps, strict=True)]
-        tokens = [embed(map_BMHW) for embed, map_BMHW in zip(self.map_tokens, maps, strict=bool(self.map_tokens))]
+        tokens: list[Tensor] = []
+        if design.reads_cells:
+            tokens = [embed(map_BMHW) for embed, map_BMHW in zip(self.map_tokens, maps, strict=True)]
         if self.summary is not None:
             parts.append(self.summary(torch.cat(tokens, dim=1)))
         skips: list[Tensor | None] = []

@@ -1,7 +1,6 @@
 """Maps cut into cells: the mean of each, or a token of each. Their cost is bounded at every size of map.
 
-Axes in tensor names: B batch, M map channels, H height, W width, T tokens (the cells, row by row), E width of a token,
-V values.
+Axes in tensor names: B batch, M map channels, H height, W width, T tokens (the cells, row by row), E width of a token.
 """
 
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from xinv.nets.attention import Position
 from xinv.nets.blocks import make_activation
 
 MAX_PATCH = 32
-"""Pixels a side of what a token's layer reads. Larger cells (512 px in 16 of them is the last size that fits) are averaged
-down to that, because the layer's weights would grow with the square of the side."""
+"""Most pixels a side that a token's layer reads. Larger cells (of maps over 512 px, in a grid of 16) are averaged down
+to that, because the layer's weights would grow with the square of the side."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A map of `height` x `width` px in square cells of `side` px, at most `grid` a side; the last ones may stick out."""
+    """A map of `height` x `width` px in square cells of `side` px, at most `grid` a side; the last may stick out."""
 
     height: int
     width: int
@@ -43,12 +42,16 @@ class Cells:
     def columns(self) -> int:
         return -(-self.width // self.side)
 
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
     def filled(self, map_BMHW: Tensor) -> Tensor:
         """The map with zeros (its mean, once it is standardised) where cells stick out below and to the right."""
         return F.pad(map_BMHW, (0, self.columns * self.side - self.width, 0, self.rows * self.side - self.height))
 
     def means(self, map_BMHW: Tensor) -> Tensor:
-        """(B, M * rows * columns): the mean of every cell; pixels that a cell lacks count as zero."""
+        """(B, M * count): the mean of every cell; pixels that a cell lacks count as zero."""
         return F.avg_pool2d(self.filled(map_BMHW), self.side).flatten(1)
 
 
@@ -80,3 +83,17 @@ class PatchTokens(nn.Module):
         if self.cells.averaged > 1:
             map_BMHW = F.avg_pool2d(map_BMHW, self.cells.averaged)
         return self.embed(map_BMHW).flatten(2).transpose(1, 2) + self.position()
+
+
+class TokenMixer(nn.Module):
+    """Tokens (B, T, E) to a vector (B, mixtures * E): learned weighted sums over the places.
+
+    With the layers that made the tokens it is a factorised dense layer over the map: what is in a cell, then where.
+    """
+
+    def __init__(self, tokens: int, mixtures: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(tokens, mixtures)
+
+    def forward(self, token_BTE: Tensor) -> Tensor:
+        return self.linear(token_BTE.transpose(1, 2)).flatten(1)

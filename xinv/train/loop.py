@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from xinv.data.lessons import Lessons
@@ -28,6 +28,7 @@ from xinv.files import make_private, read_json, write_json
 from xinv.progress import Progress, silent
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
+from xinv.train.losses import LossSettings
 from xinv.train.objectives import OBJECTIVES, Objective
 from xinv.train.presence import WithholdingReader
 from xinv.train.settings import TrainingSettings, learning_rate_at
@@ -61,7 +62,16 @@ class TrainJob(BaseModel):
     partition: str = Field(description="trained on; PARTITION_validation selects")
     limit: int | None = Field(None, description="train on so many images of the partition; null: on all")
     settings: TrainingSettings
+    loss: LossSettings = Field(
+        default_factory=LossSettings, description="what an inverter's reconstruction is trained on"
+    )
     seed: int
+
+    @model_validator(mode="after")
+    def _only_inverters_reconstruct(self) -> "TrainJob":
+        if isinstance(self.network, ClassifierSpec) and self.loss != LossSettings():
+            raise ValueError("loss weighs reconstructions, and a classifier makes none; leave it out")
+        return self
 
 
 class Summary(BaseModel):
@@ -111,7 +121,7 @@ def train(job: TrainJob, progress: Progress = silent, events: Events = lambda re
     try:
         checkpoints = Checkpoints(job.folder / "checkpoints", rank, world, job.settings.zero_stage)
         state = checkpoints.load(engine)
-        fit = _Fit(job, engine, OBJECTIVES[job.objective](network), checkpoints, state, rank, world)
+        fit = _Fit(job, engine, OBJECTIVES[job.objective](network, job.loss), checkpoints, state, rank, world)
         fit.run(data, held_out, progress if rank == 0 else silent, events if rank == 0 else lambda record: None)
     finally:
         engine.close()
@@ -214,14 +224,17 @@ class _Fit:
         return relabelled(batch, self.answers) if self.answers else batch
 
     def validate(self, data: Reader | Lessons) -> dict[str, float]:
-        """Means of loss and metrics over every image of `data`, each counted once, equal on all ranks."""
+        """Means of the selection loss and of metrics over every image of `data`, each counted once, equal on all ranks.
+
+        `loss` is what selects (an inverter's MSE, unclamped); `train_loss` beside it is in units of what is trained on.
+        """
         self.engine.train(False)
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
             for batch in data.once(self.job.settings.batch_size, self.rank, self.world):
                 batch = to_device(self._asked(batch), self.engine.device)
                 output = self.engine.forward(*self.objective.inputs(batch))
-                values = {"loss": self.objective.loss_B(output, batch), **self.objective.metrics_B(output, batch)}
+                values = {"loss": self.objective.selection_B(output, batch), **self.objective.metrics_B(output, batch)}
                 for name, value_B in values.items():
                     here = torch.stack([(value_B * batch.weight_B).sum(), batch.weight_B.sum()]).double().cpu()
                     sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + here
