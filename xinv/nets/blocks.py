@@ -5,6 +5,8 @@ Axes in tensor names: B batch, C channels, H height, W width, D vector, E condit
 Every parameter is read inside its own module's forward and nowhere else, so that ZeRO-3 gathers it in time.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +53,13 @@ def make_norm(name: str, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which `device` computes in the precision of what it is given."""
+    if device.type == "meta":  # shapes alone: it has no autocast to leave, and torch raises if it is asked to
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class ExactLinear(nn.Linear):
     """A linear layer that stays in its weights' precision under autocast.
 
@@ -58,7 +67,7 @@ class ExactLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device):
             return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
@@ -194,8 +203,7 @@ class TransposedStart(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         weight_DN = self.weight.flatten(1)
-        enabled = torch.is_autocast_enabled(input.device.type) and not self.exact
-        with torch.autocast(input.device.type, enabled=enabled):
+        with without_autocast(input.device) if self.exact else nullcontext():
             feature_BN = input.to(weight_DN.dtype) @ weight_DN
         feature_BCHW = feature_BN.unflatten(1, self.weight.shape[1:])
         assert self.bias is not None
