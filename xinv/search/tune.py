@@ -26,7 +26,6 @@ from xinv.files import make_private, read_json, write_json
 from xinv.parallel import redirect
 from xinv.progress import Progress, clock
 from xinv.search.course import Course
-from xinv.search.record import Past
 from xinv.search.settings import AshaSettings
 from xinv.search.trial import TrialRun
 from xinv.track import Recorder
@@ -96,14 +95,20 @@ class Rungs:
         decision = self._asha.on_trial_result(None, named, {"epoch": epoch, "score": score})
         return bool(decision == TrialScheduler.STOP)
 
-    def replay(self, past: Past) -> dict[str, bool]:
-        """Go through the reports of the record in their order: trial -> what was decided at its last one."""
-        found = {}
-        for line in past.lines:
+    def catch_up(self, course: Course) -> None:
+        """Go through the reports of the record in their order; what was decided and not written down, is now."""
+        last = {}
+        for line in course.past.lines:
             if line["kind"] == "report":
-                score = past.trials[line["trial"]].score_at(line["epoch"])
-                found[line["trial"]] = self.stops(line["trial"], line["epoch"], score)
-        return found
+                score = course.past.trials[line["trial"]].score_at(line["epoch"])
+                last[line["trial"]] = self.stops(line["trial"], line["epoch"], score)
+        for trial, stops in last.items():
+            if stops and course.past.trials[trial].state == "running":
+                course.end(trial, "stopped", _halved(course.past.trials[trial].epoch))
+
+
+def _halved(epoch: int) -> str:
+    return f"halved at epoch {epoch}"
 
 
 class Halving(FIFOScheduler):
@@ -124,7 +129,7 @@ class Halving(FIFOScheduler):
             self._tracker.event("metrics", series=f"trial {name}", step=epoch, values=values)
             known = course.past.trials[name]
             if self._rungs and self._rungs.stops(name, epoch, known.score):
-                course.end(name, "stopped", f"halved at epoch {epoch}")
+                course.end(name, "stopped", _halved(epoch))
                 return TrialScheduler.STOP
         if course.time_is_up() and epoch < course.config.epochs:
             course.pause(name)
@@ -228,9 +233,8 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
     config, place = course.config, course.config.place
     trouble: list[Exception] = []
     rungs = Rungs(config.asha, config.epochs) if config.asha else None
-    for name, stopped in (rungs.replay(course.past) if rungs else {}).items():
-        if stopped and course.past.trials[name].state == "running":  # decided, and killed before it was written down
-            course.end(name, "stopped", f"halved at epoch {course.past.trials[name].epoch}")
+    if rungs:
+        rungs.catch_up(course)
     resources: dict[str, float] = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
     tuner = tune.Tuner(
         tune.with_resources(TrialProcess, resources),
