@@ -1,10 +1,14 @@
 """A tiny space of inverters for the tests of searches, and searches without any training."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import ROOT, environment
 from pydantic import BaseModel, ConfigDict
 
 from xinv.config import AuditConfig
@@ -13,7 +17,6 @@ from xinv.search import settings as searches
 from xinv.search.course import Course
 from xinv.search.record import Record, Trial
 from xinv.search.task import Task
-from xinv.search.tune import Rungs
 from xinv.stage import Finished
 from xinv.train.settings import TrainingSettings
 
@@ -108,6 +111,19 @@ def load(folder: Path, *overrides: str) -> searches.SearchConfig:
     return searches.load(path, [f"runs={folder / 'runs'}", *overrides])
 
 
+def search(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the tiny search in a process of its own, as the command line would, with its tiny space."""
+    program = (
+        "import sys; from pathlib import Path; from searches import load, offering; from xinv.search.run import run; "
+        "run(load(Path(sys.argv[1]), *sys.argv[2:]), offering=offering)"
+    )
+    paths = os.pathsep.join([str(ROOT / "tests"), *environment()["PYTHONPATH"].split(os.pathsep), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder), *overrides],
+        capture_output=True, text=True, timeout=280, env={**environment(), "PYTHONPATH": paths}, cwd=folder,
+    )  # fmt: skip
+
+
 def error_of(candidate: dict[str, Any], epoch: int) -> float:
     """What stands in for training: best at width 6 and a learning rate of 1e-3, better with every epoch."""
     design, training = candidate["design"], candidate["training"]
@@ -138,6 +154,8 @@ class Play:
         self.now = 0.0
         self.record = Record(config.folder)
         self.course = Course(config, task, TinySpace(training, limit), price, self.record, lambda: self.now)
+        from xinv.search.tune import Rungs  # imports Ray, before which `parallel.connect` must have set its environment
+
         self.rungs = Rungs(config.asha, config.epochs) if config.asha else None
         if self.rungs:
             self.rungs.catch_up(self.course)

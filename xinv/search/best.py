@@ -26,9 +26,9 @@ def open_run(folder: Path) -> tuple[SearchConfig, Past]:
 
 
 def ranked(past: Past) -> list[Trial]:
-    """Trials that were validated at all: those that went to their end by their score, then the others by theirs (what
-    was stopped early might have become better or worse; nobody knows)."""
-    tried = [trial for trial in past.trials.values() if trial.reports]
+    """Trials that were validated and did not fail: those that went to their end by their score, then the others by
+    theirs (what was stopped early might have become better or worse; nobody knows)."""
+    tried = [trial for trial in past.trials.values() if trial.reports and trial.state != "failed"]
     return sorted(tried, key=lambda trial: (trial.state != "finished", trial.score, trial.id))
 
 

@@ -105,10 +105,10 @@ def _trials(
 
             search(course, room.width, config.folder / "log.txt", tracker, progress)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
-    if not any(trial.reports for trial in record.past.trials.values()):
-        reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
-        raise WorkError(f"No trial came as far as its first validation. {reasons[-1] if reasons else ''}")
     path = write_best(config, record.past)
+    if path is None:
+        reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
+        raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
     return {**found, "best_file": str(path)}

@@ -111,7 +111,14 @@ def _halved(epoch: int) -> str:
     return f"halved at epoch {epoch}"
 
 
-class Halving(FIFOScheduler):
+class _Unsaved:
+    """Tune pickles all that it is given, for a restore that never happens here: it gets an empty shell."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Halving(_Unsaved, FIFOScheduler):
     """The scheduler: the first to see a report. It goes into the record, then it is decided on."""
 
     def __init__(self, course: Course, rungs: Rungs | None, tracker: Recorder, trouble: list[Exception]) -> None:
@@ -124,6 +131,8 @@ class Halving(FIFOScheduler):
 
     def _decide(self, name: str, result: dict[str, Any]) -> str:
         course, epoch = self._course, int(result["epoch"])
+        if course.past.trials[name].state != "running":
+            return TrialScheduler.STOP  # started again by Tune after its end was written down
         if course.report(name, epoch, result["mse"], result["loss"], result["seconds"]):
             values = {"mse": result["mse"], "loss": result["loss"]}
             self._tracker.event("metrics", series=f"trial {name}", step=epoch, values=values)
@@ -138,18 +147,18 @@ class Halving(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         with _Noted(self._trouble):
-            error = trial.get_pickled_error()
+            error = trial.get_error()
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):
                 raise cause
             self._course.end(trial.config["trial"], "failed", f"lost its process: {_first_line(error)}")
 
 
-class Proposer(Searcher):
+class Proposer(_Unsaved, Searcher):
     """The searcher: hands out the next candidate when a place is free, and hears how a trial ended."""
 
     def __init__(self, course: Course, width: int, threads: int, log: Path, trouble: list[Exception]) -> None:
-        super().__init__(metric="mse", mode="min")
+        super().__init__()  # no metric: the results of a trial differ in kind, and `Course` knows what to make of them
         self._course, self._width, self._threads, self._log, self._trouble = course, width, threads, log, trouble
         self._names: dict[str, str] = {}
 
@@ -184,7 +193,7 @@ class Proposer(Searcher):
         """Nothing: see `save`."""
 
 
-class _Line(Callback):
+class _Line(_Unsaved, Callback):
     """The live line of the terminal, and Tune's pulse."""
 
     def __init__(self, course: Course, progress: Progress) -> None:
@@ -250,6 +259,7 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
             name=f"start-{time.time_ns()}",  # a folder that exists would be taken for a run to go on with
             storage_path=str((config.folder / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=place.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the training has its own
             callbacks=[_Line(course, progress)],
             verbose=0,
         ),
