@@ -111,17 +111,23 @@ def load(folder: Path, *overrides: str) -> searches.SearchConfig:
     return searches.load(path, [f"runs={folder / 'runs'}", *overrides])
 
 
-def search(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run the tiny search in a process of its own, as the command line would, with its tiny space."""
+def command(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What `subprocess` needs to run the tiny search in a process of its own, with its tiny space."""
     program = (
         "import sys; from pathlib import Path; from searches import load, offering; from xinv.search.run import run; "
         "run(load(Path(sys.argv[1]), *sys.argv[2:]), offering=offering)"
     )
     paths = os.pathsep.join([str(ROOT / "tests"), *environment()["PYTHONPATH"].split(os.pathsep), *sys.path])
-    return subprocess.run(
-        [sys.executable, "-c", program, str(folder), *overrides],
-        capture_output=True, text=True, timeout=280, env={**environment(), "PYTHONPATH": paths}, cwd=folder,
-    )  # fmt: skip
+    return {
+        "args": [sys.executable, "-c", program, str(folder), *overrides],
+        "env": {**environment(), "PYTHONPATH": paths},
+        "cwd": folder,
+    }
+
+
+def search(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the tiny search to its end."""
+    return subprocess.run(**command(folder, *overrides), capture_output=True, text=True, timeout=280)
 
 
 def error_of(candidate: dict[str, Any], epoch: int) -> float:

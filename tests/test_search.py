@@ -1,10 +1,16 @@
 """A whole tiny search on Ray Tune: real trainings, one process for all of them, and what a second start does."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import searches
 from searches import load, search
 
 from xinv.cli import run as command
@@ -40,3 +46,37 @@ def test_a_search_by_ray_tune_continues_and_keeps_what_is_done(
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert said["best"]["mse"] == min(trial.score for trial in after.trials.values() if trial.state == "finished")
     assert (config.folder / "best.yaml").exists()
+
+
+def workers_of(driver: int) -> list[int]:
+    """Ids of the processes below `driver` that train trials."""
+    below = psutil.Process(driver).children(recursive=True)
+    return [one.pid for one in below if one.is_running() and "TrialProcess" in " ".join(one.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_worker_and_killed_driver_lose_no_epoch_and_repeat_none(tmp_path: Path) -> None:
+    options = ("epochs=60", "asha=null", "budget.trials=2", "presets=false")
+    config = load(tmp_path, *options)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(**searches.command(tmp_path, *options), **quiet) as process:
+
+        def until(epochs: int) -> None:
+            while sum(len(trial.reports) for trial in read(config.folder).trials.values()) < epochs:
+                assert process.poll() is None, process.returncode
+                time.sleep(0.02)
+
+        until(4)
+        (worker,) = workers_of(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(70)
+        process.kill()
+    before = read(config.folder)
+    assert search(tmp_path, *options).returncode == 0
+    after = read(config.folder)
+    assert after.lines[: len(before.lines)] == before.lines
+    assert len(after.trials) == 2
+    for trial in after.trials.values():
+        assert trial.state == "finished"
+        assert [report["epoch"] for report in trial.reports] == list(range(1, 61))

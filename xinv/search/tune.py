@@ -147,11 +147,11 @@ class Halving(_Unsaved, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         with _Noted(self._trouble):
-            error = trial.get_error()
-            cause = getattr(error, "cause", None)
+            cause = getattr(trial.get_pickled_error(), "cause", None)
             if isinstance(cause, OSError):
                 raise cause
-            self._course.end(trial.config["trial"], "failed", f"lost its process: {_first_line(error)}")
+            reason = f"lost its process too often: {_last_line(trial.get_error())}"
+            self._course.end(trial.config["trial"], "failed", reason)
 
 
 class Proposer(_Unsaved, Searcher):
@@ -268,7 +268,7 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
         tuner.fit()
     except (TuneError, RuntimeError) as error:
         if not trouble:
-            raise WorkError(f"Ray Tune ended: {_first_line(error)} The log {log} has the whole story.") from error
+            raise WorkError(f"Ray Tune ended: {_last_line(error)} The log {log} has the whole story.") from error
     if trouble:
         _raise(trouble[0], log)
 
@@ -283,6 +283,6 @@ def _name(trial: Any) -> str:
     return str(trial.config["trial"])
 
 
-def _first_line(error: object) -> str:
+def _last_line(error: object) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
