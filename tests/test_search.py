@@ -49,9 +49,10 @@ def test_a_search_by_ray_tune_continues_and_keeps_what_is_done(
 
 
 def workers_of(driver: int) -> list[int]:
-    """Ids of the processes below `driver` that train trials."""
+    """Ids of the processes below `driver` that train trials; Tune calls a class with resources ResourceTrainable."""
     below = psutil.Process(driver).children(recursive=True)
-    return [one.pid for one in below if one.is_running() and "TrialProcess" in " ".join(one.cmdline())]
+    titles = {one.pid: " ".join(one.cmdline()) for one in below if one.is_running()}
+    return [pid for pid, title in titles.items() if "ray::ResourceTrainable" in title]
 
 
 @pytest.mark.slow

@@ -124,6 +124,8 @@ class Halving(_Unsaved, FIFOScheduler):
     def __init__(self, course: Course, rungs: Rungs | None, tracker: Recorder, trouble: list[Exception]) -> None:
         super().__init__()
         self._course, self._rungs, self._tracker, self._trouble = course, rungs, tracker, trouble
+        self.lost: dict[str, str] = {}
+        """Why a trial last lost its process."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with _Noted(self._trouble):
@@ -147,19 +149,23 @@ class Halving(_Unsaved, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         with _Noted(self._trouble):
-            cause = getattr(trial.get_pickled_error(), "cause", None)
+            error = trial.get_pickled_error()
+            cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):
                 raise cause
-            reason = f"lost its process too often: {_last_line(trial.get_error())}"
-            self._course.end(trial.config["trial"], "failed", reason)
+            # Tune says this of every failure, those included after which it starts the trial again: no end yet.
+            self.lost[trial.config["trial"]] = _last_line(error)
 
 
 class Proposer(_Unsaved, Searcher):
     """The searcher: hands out the next candidate when a place is free, and hears how a trial ended."""
 
-    def __init__(self, course: Course, width: int, threads: int, log: Path, trouble: list[Exception]) -> None:
+    def __init__(
+        self, course: Course, halving: Halving, width: int, threads: int, log: Path, trouble: list[Exception]
+    ) -> None:
         super().__init__()  # no metric: the results of a trial differ in kind, and `Course` knows what to make of them
         self._course, self._width, self._threads, self._log, self._trouble = course, width, threads, log, trouble
+        self._halving = halving
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -176,12 +182,14 @@ class Proposer(_Unsaved, Searcher):
             return {"trial": trial.id, "job": str(file), "threads": self._threads, "log": str(self._log.resolve())}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error or not result or "ended" not in result:
-            return  # `Halving` has seen to it
+        name = self._names[trial_id]
         with _Noted(self._trouble):
-            if result["ended"] == "bug":
-                raise WorkError(f"Trial {self._names[trial_id]}: {result['reason']}. The log {self._log} has the rest.")
-            self._course.end(self._names[trial_id], result["ended"], result["reason"])
+            if error:
+                self._course.end(name, "failed", f"lost its process too often: {self._halving.lost.get(name)}")
+            elif result and result.get("ended") == "bug":
+                raise WorkError(f"Trial {name}: {result['reason']}. The log {self._log} has the rest.")
+            elif result and "ended" in result:  # else `Halving` has seen to it
+                self._course.end(name, result["ended"], result["reason"])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""
@@ -244,12 +252,13 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
     rungs = Rungs(config.asha, config.epochs) if config.asha else None
     if rungs:
         rungs.catch_up(course)
+    halving = Halving(course, rungs, tracker, trouble)
     resources: dict[str, float] = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
     tuner = tune.Tuner(
         tune.with_resources(TrialProcess, resources),
         tune_config=tune.TuneConfig(
-            search_alg=Proposer(course, width, place.cpus, log, trouble),
-            scheduler=Halving(course, rungs, tracker, trouble),
+            search_alg=Proposer(course, halving, width, place.cpus, log, trouble),
+            scheduler=halving,
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=_name,
