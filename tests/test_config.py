@@ -13,7 +13,8 @@ from xinv.errors import InputError
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
-    if path.name != "factors.yaml"  # an analysis of audits, in test_factors.py
+    # An analysis of audits is in test_factors.py, a search in test_search_settings.py.
+    if path.name != "factors.yaml" and path.parent.name != "search"
 ]
 
 

@@ -1,5 +1,6 @@
 """The training loop and its engine: ranks agree with one process, and a killed run ends as if it had not been."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from xinv.errors import InputError, WorkError
 from xinv.nets.classifier import ClassifierSettings
 from xinv.train.checkpoint import Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
-from xinv.train.loop import TrainJob, _Fit, _seed, split, train
+from xinv.train.loop import TrainJob, _Fit, _seed, split, train, validations
 from xinv.train.objectives import OBJECTIVES
 from xinv.train.settings import TrainingSettings, learning_rate_at
 from xinv.train.weights import ClassifierSpec, load_classifier
@@ -144,6 +145,31 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(tiny_images: Path, tmp_path: 
     left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def stopped(images: Path, folder: Path, epoch: int) -> list[dict[str, Any]]:
+    """What a reader hears of a training that it stops at `epoch`."""
+    heard = []
+    with contextlib.closing(validations(job_for(images, folder, zero_stage=1))) as records:
+        for record in records:
+            heard.append(record)
+            if record["epoch"] == epoch:
+                break
+    return heard
+
+
+def test_a_reader_stops_a_training_which_then_continues_as_if_it_had_not(tiny_images: Path, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    whole = train(job_for(tiny_images, tmp_path / "whole", zero_stage=1), events=told.append)
+    first, again = (stopped(tiny_images, tmp_path / "cut", epoch) for epoch in (2, 3))
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000012"]
+    assert not (tmp_path / "cut" / "summary.json").exists(), "a stopped training is not exported"
+    rest: list[dict[str, Any]] = []
+    assert train(job_for(tiny_images, tmp_path / "cut", zero_stage=1), events=rest.append) == whole
+    # What comes first is the last record before: a kill between a checkpoint and its record loses nothing.
+    assert first == told[:2] and again == told[1:3] and rest == told[2:]
+    left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

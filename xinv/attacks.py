@@ -12,6 +12,7 @@ from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
 from xinv.leak.score import Attack
 from xinv.leak.subsets import proper_subsets
+from xinv.nets.design import ReleaseShape
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
@@ -87,14 +88,15 @@ def _inverter(
     random_releases: Finished | None,
 ) -> Finished:
     attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
-    design, dropout = attack.design(name), None if random_releases else attack.dropout(methods)
+    design, training, loss = attack.design(name), attack.training_of(name), attack.loss_of(name)
+    dropout = None if random_releases else attack.dropout(methods)
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
     label += ", random target" if random_releases else ""
     identity = {
         "format": INVERTER_FORMAT,
         "design": design.model_dump(mode="json"),
-        "training": attack.training.model_dump(mode="json"),
-        "loss": attack.loss.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "loss": loss.model_dump(mode="json"),
         "images": images.id,
         "releases": releases.id,
         "methods": list(methods),
@@ -107,13 +109,16 @@ def _inverter(
         identity["lessons"] = random_releases.id
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
+        shape = release_shape(releases, methods, random_releases)
+        if name in attack.recipes:
+            attack.recipes[name].check_release(methods, shape)
         spec = InverterSpec(
             design=design,
             channels=data.channels,
             size=data.size,
-            classes=_classes(releases),
+            classes=shape.classes,
             methods=methods,
-            maps=tuple(_map_shape(random_releases or releases, method) for method in methods),
+            maps=shape.maps,
             explanation_dropout=dropout,
         )
         job = TrainJob(
@@ -125,8 +130,8 @@ def _inverter(
             lessons=random_releases.folder.resolve() if random_releases else None,
             partition="attack",
             limit=attack.images,
-            settings=attack.training,
-            loss=attack.loss,
+            settings=training,
+            loss=loss,
             seed=seed,
         )
         return audit.train(job, label, progress)
@@ -274,6 +279,11 @@ class _SurrogateTraining:
             baseline="" if control else f"surrogate_same_capacity:{self.method}",
             seed=self.repeat,
         )
+
+
+def release_shape(releases: Finished, methods: Sequence[str], maps: Finished | None = None) -> ReleaseShape:
+    """What an inverter of `methods` reads: predictions of `releases`, explanations of it or of `maps`."""
+    return ReleaseShape(_classes(releases), tuple(_map_shape(maps or releases, method) for method in methods))
 
 
 def _classes(releases: Finished) -> int:

@@ -23,6 +23,7 @@ from xinv.release.precompute import ReleaseSettings
 from xinv.track import TrackSettings
 from xinv.train.imported import ImportedSettings
 from xinv.train.losses import LossSettings
+from xinv.train.recipe import Recipe, with_recipes
 from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
@@ -123,10 +124,18 @@ class AttackSettings(BaseModel):
     designs: dict[str, InverterDesign] = Field(
         default_factory=dict, description="inverter designs of the user's own, by name"
     )
-    training: TrainingSettings = Field(default_factory=TrainingSettings, description="how all of them are trained")
+    recipes: dict[str, Recipe] = Field(
+        default_factory=dict,
+        description="inverters that searches found, by name, each trained in its own way; `inverter=BEST.yaml` puts "
+        "one here",
+    )
+    training: TrainingSettings = Field(
+        default_factory=TrainingSettings, description="how all of them are trained, recipes aside"
+    )
     loss: LossSettings = Field(
         default_factory=LossSettings,
-        description="what all of them learn by; whatever it is, the weights of the lowest validation MSE are kept",
+        description="what all of them learn by, recipes aside; whatever it is, the weights of the lowest validation "
+        "MSE are kept",
     )
     images: int | None = Field(
         None, ge=2, description="how many of the attacker's images to train on, its validation part aside; null: all"
@@ -150,11 +159,14 @@ class AttackSettings(BaseModel):
 
     @model_validator(mode="after")
     def _known_designs(self) -> "AttackSettings":
-        known = sorted({*PRESETS, *self.designs})
+        known = sorted({*PRESETS, *self.designs, *self.recipes})
         surrogate = (self.surrogate.explainer, self.surrogate.inverter) if self.surrogate else ()
         for name in (*self.inverters, self.baseline, *surrogate):
             if name not in known:
                 raise ValueError(f"no inverter design is called {name!r}; known are {', '.join(known)}")
+        for name, recipe in self.recipes.items():
+            if recipe.name != name or name in {*PRESETS, *self.designs}:
+                raise ValueError(f"recipes.{name} needs a name of its own, and holds one called {recipe.name!r}")
         return self
 
     @model_validator(mode="after")
@@ -178,7 +190,17 @@ class AttackSettings(BaseModel):
         return self.explanation_dropout if len(methods) > 1 else None
 
     def design(self, name: str) -> InverterDesign:
+        if name in self.recipes:
+            return self.recipes[name].design
         return self.designs[name] if name in self.designs else PRESETS[name]
+
+    def training_of(self, name: str) -> TrainingSettings:
+        """How the inverter called `name` is trained."""
+        return self.recipes[name].training if name in self.recipes else self.training
+
+    def loss_of(self, name: str) -> LossSettings:
+        """What the inverter called `name` learns by."""
+        return self.recipes[name].loss if name in self.recipes else self.loss
 
 
 class AuditConfig(BaseModel):
@@ -235,6 +257,7 @@ class AuditConfig(BaseModel):
             )
         if "quotient" in self.attack.closed_forms:
             self._quotient_has_both()
+        self._recipes_fit()
         people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
         if people and self.data.split.disjoint != "identity":
             raise ValueError(
@@ -242,6 +265,21 @@ class AuditConfig(BaseModel):
                 "images of victims into the gallery"
             )
         return self
+
+    def _recipes_fit(self) -> None:
+        attacked = [set(), *(set(methods) for methods in self.attacked_releases())]
+        for name, recipe in self.attack.recipes.items():
+            if (recipe.channels, recipe.size) != (self.data.channels, self.data.size):
+                raise ValueError(
+                    f"the inverter {name} was found for images of {recipe.channels} x {recipe.size} x {recipe.size}, "
+                    f"and this audit's are {self.data.channels} x {self.data.size} x {self.data.size}; search again on "
+                    "this audit, or leave that inverter out"
+                )
+            if set(recipe.release) not in attacked:
+                raise ValueError(
+                    f"the inverter {name} was found for {' + '.join(recipe.release)}, which this audit does not "
+                    "attack; add it to attack.releases (or to release.methods), or leave that inverter out"
+                )
 
     def _quotient_has_both(self) -> None:
         lacking = [name for name in QUOTIENT_METHODS if name not in self.release.methods]
@@ -275,7 +313,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> AuditConfig:
 
 
 def validated(tree: dict[str, Any], source: str) -> AuditConfig:
-    """`tree` as a configuration; `source` names it in messages."""
+    """`tree` as a configuration; `source` names it in messages. Its key `inverter`, recipe files, is read in."""
+    tree = with_recipes(tree, AttackSettings.model_fields["inverters"].default)
     try:
         return AuditConfig.model_validate(tree)
     except ValidationError as error:

@@ -6,7 +6,7 @@ an InputError that names the file (or the override), the place in it, and what w
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 from xinv.errors import InputError
 from xinv.mistakes import explain, kind_of
 
-__all__ = ["Override", "apply", "dump_yaml", "explain", "load_yaml", "parse_override"]
+__all__ = ["Override", "apply", "dump_yaml", "explain", "leaves", "load_yaml", "parse_override"]
 
 Override = tuple[tuple[str, ...], Any]
 
@@ -177,6 +177,18 @@ def apply(tree: Mapping[str, Any], overrides: Iterable[str | Override]) -> dict[
         path, value = parse_override(override) if isinstance(override, str) else override
         _set(result, path, value)
     return result
+
+
+def leaves(changes: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Override]:
+    """The overrides that a tree of changes stands for: sections are merged, the value of a dotted key replaces."""
+    for key, value in changes.items():
+        parts = tuple(str(key).split("."))
+        if not all(part.strip() for part in parts):
+            raise InputError(f"'{key}' is not a key; expected key or key.sub, such as target.training.epochs.")
+        if isinstance(value, dict) and value and len(parts) == 1:
+            yield from leaves(value, (*path, *parts))
+        else:
+            yield (*path, *parts), value
 
 
 def _thaw(value: Any) -> Any:

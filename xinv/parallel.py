@@ -315,11 +315,16 @@ class Pool(Generic[Task, Result]):
         self._actors, self._ready = {}, []
 
 
-def room(cpus: int, gpus: float) -> int:
-    """How many actors with so many CPUs and such a share of a GPU the cluster holds. Needs a connection (`connect`)."""
+def resources() -> dict[str, float]:
+    """What the cluster has, as Ray names it: CPU, GPU, memory (bytes). Needs a connection (`connect`)."""
     import ray
 
-    have = ray.cluster_resources()
+    return dict(ray.cluster_resources())
+
+
+def room(cpus: int, gpus: float) -> int:
+    """How many actors with so many CPUs and such a share of a GPU the cluster holds. Needs a connection (`connect`)."""
+    have = resources()
     places = int(have.get("CPU", 0) // cpus)
     return min(places, int(have.get("GPU", 0)) * int(1 / gpus)) if gpus else places
 

@@ -1,15 +1,14 @@
 """The configuration of an analysis of factors: a base audit, and for each factor the settings it is given."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from xinv.errors import InputError
 from xinv.mistakes import explain
-from xinv.overrides import Override, apply, load_yaml
+from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
 
 OWNED = ("name", "runs", "workers", "track")
@@ -123,18 +122,6 @@ def base_tree(config: FactorsConfig) -> dict[str, Any]:
     assert isinstance(config.base, dict), "load() has read it"
     changes = config.overrides
     return apply(config.base, list(changes) if isinstance(changes, tuple) else leaves(changes))
-
-
-def leaves(changes: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Override]:
-    """The overrides that a tree of changes stands for: sections are merged, the value of a dotted key replaces."""
-    for key, value in changes.items():
-        parts = tuple(str(key).split("."))
-        if not all(part.strip() for part in parts):
-            raise InputError(f"'{key}' is not a key; expected key or key.sub, such as target.training.epochs.")
-        if isinstance(value, dict) and value and len(parts) == 1:
-            yield from leaves(value, (*path, *parts))
-        else:
-            yield (*path, *parts), value
 
 
 def worker_settings(config: FactorsConfig, base: WorkerSettings) -> WorkerSettings:

@@ -5,9 +5,9 @@ from typing import Any
 
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
-from xinv.factors.settings import OWNED, FactorsConfig, base_tree, leaves, slug, worker_settings
+from xinv.factors.settings import OWNED, FactorsConfig, base_tree, slug, worker_settings
 from xinv.files import digest
-from xinv.overrides import apply
+from xinv.overrides import apply, leaves
 
 BASE = "as configured"
 """The label of the base."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -50,6 +51,8 @@ class TrainState:
     """Validations since then."""
     finished: bool = False
     """Early stopping has ended the run."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """Record of the newest validation, for those who may not have heard of it when the run was killed."""
 
 
 class Checkpoints:

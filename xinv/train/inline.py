@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from xinv.progress import Progress, silent
-from xinv.train.loop import Events, Summary, TrainJob, train
+from xinv.train.loop import Events, Records, Summary, TrainJob, train, validations
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -57,6 +57,11 @@ class InProcess:
         """As `Group.train`. InputError, WorkError, OSError: as the training raised them."""
         with self._fresh():
             return train(job, progress, events)
+
+    def validations(self, job: TrainJob) -> Records:
+        """As `loop.validations`: a training that its reader may stop. Close it before another job."""
+        with self._fresh(), contextlib.closing(validations(job)) as records:
+            yield from records
 
     def run_tasks(
         self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent

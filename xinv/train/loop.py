@@ -10,7 +10,8 @@ Axes: B images of this rank's share of a step.
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,11 @@ from xinv.train.settings import TrainingSettings, learning_rate_at
 from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, fill, save_spec
 
 Events = Callable[[dict[str, Any]], None]
-"""Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}."""
+"""Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}. A run that continues from
+a checkpoint tells the last one before it again: a kill may have come between the two."""
+
+Records = Generator[dict[str, Any], None, None]
+"""Those records, one at a time."""
 
 SUMMARY = "summary.json"
 
@@ -101,9 +106,23 @@ def train(job: TrainJob, progress: Progress = silent, events: Events = lambda re
         InputError: the data or the settings do not fit.
         WorkError: the loss became NaN or infinite.
     """
+    rank, _ = process_group()
+    with closing(validations(job, progress)) as records:
+        for record in records:
+            if rank == 0:
+                events(record)
+    return Summary.model_validate(read_json(job.folder / SUMMARY))
+
+
+def validations(job: TrainJob, progress: Progress = silent) -> Records:
+    """`train`, one validation at a time: yields its record (as `Events` has it) on every rank, trains on when asked.
+
+    Whoever reads may stop at any record, on all ranks at the same one, and close the iterator: that record's checkpoint
+    then holds all there is, and another call continues from it. The network is exported after the last record.
+    """
     rank, world = process_group()
     if _finished(job, rank):
-        return Summary.model_validate(read_json(job.folder / SUMMARY))
+        return
     if rank == 0:
         make_private(job.folder)
         save_spec(job.folder, job.network)
@@ -122,10 +141,12 @@ def train(job: TrainJob, progress: Progress = silent, events: Events = lambda re
         checkpoints = Checkpoints(job.folder / "checkpoints", rank, world, job.settings.zero_stage)
         state = checkpoints.load(engine)
         fit = _Fit(job, engine, OBJECTIVES[job.objective](network, job.loss), checkpoints, state, rank, world)
-        fit.run(data, held_out, progress if rank == 0 else silent, events if rank == 0 else lambda record: None)
+        if state.last:
+            yield state.last
+        yield from fit.run(data, held_out, progress if rank == 0 else silent)
     finally:
         engine.close()
-    return _export(job, checkpoints, state, parameters, rank)
+    _export(job, checkpoints, state, parameters, rank)
 
 
 def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
@@ -165,7 +186,7 @@ class _Fit:
         people = job.network.identities if isinstance(job.network, ClassifierSpec) else ()
         self.answers = {identity: number for number, identity in enumerate(people)}
 
-    def run(self, data: Reader | Lessons, held_out: Reader | Lessons, progress: Progress, events: Events) -> None:
+    def run(self, data: Reader | Lessons, held_out: Reader | Lessons, progress: Progress) -> Records:
         settings, state = self.job.settings, self.state
         per_epoch = -(-data.samples // settings.batch_size)
         steps = per_epoch * settings.epochs
@@ -198,8 +219,9 @@ class _Fit:
             if improved:
                 state.best, state.best_epoch, state.best_values = values["loss"], state.epoch, values
             state.finished = bool(settings.patience) and state.stale >= settings.patience
+            state.last = {"step": state.step, "epoch": state.epoch, "values": values}
             self.checkpoints.save(self.engine, state, improved)
-            events({"step": state.step, "epoch": state.epoch, "values": values})
+            yield state.last
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         """One optimizer step on this rank's share; returns (weighted sum of losses, images), reduced over ranks.
@@ -350,7 +372,7 @@ def _finished(job: TrainJob, rank: int) -> bool:
     return bool(answer[0])
 
 
-def _export(job: TrainJob, checkpoints: Checkpoints, state: TrainState, parameters: int, rank: int) -> Summary:
+def _export(job: TrainJob, checkpoints: Checkpoints, state: TrainState, parameters: int, rank: int) -> None:
     """Move the best weights out of the last checkpoint; summary.json comes last and says that all is there."""
     latest = checkpoints.latest()
     assert latest is not None, "a training ends with a validation, and that with a checkpoint"
@@ -368,4 +390,3 @@ def _export(job: TrainJob, checkpoints: Checkpoints, state: TrainState, paramete
         write_json(job.folder / SUMMARY, summary.model_dump(mode="json"))
     dist.barrier()
     checkpoints.drop()
-    return Summary.model_validate(read_json(job.folder / SUMMARY))

@@ -1,0 +1,103 @@
+"""Configurations of searches, what a cluster must have for them, and what is said of one that ran."""
+
+from pathlib import Path
+
+import pytest
+from searches import Play, load
+
+from xinv.cli import run as command
+from xinv.errors import InputError
+from xinv.overrides import dump_yaml
+from xinv.search import settings as searches
+from xinv.search.best import open_run, pareto, ranked, write_best
+from xinv.search.preflight import room_for
+from xinv.search.run import resolved
+from xinv.train.recipe import load_recipe
+
+SHIPPED = Path(__file__).parent.parent / "configs" / "search" / "digits.yaml"
+GIB = 1 << 30
+
+
+def test_the_shipped_search_stands_on_the_digits_audit() -> None:
+    config = searches.load(SHIPPED)
+    base = searches.base_audit(config)
+    assert base.name == "digits-search" and base.data.split.attack == 12000
+    training = searches.training_of(config, base)
+    assert (training.epochs, training.patience) == (12, 0), "nobody but the search ends a trial"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("searcher=pbt", "population based training is not offered"),
+        ("objective=accuracy", "objective"),
+        ("asha.grace=9", "asha.grace is 9, and a trial has 4 epochs"),
+        ("release=[occlusion]", "release names 'occlusion', and the base releases gradient, grad_cam"),
+        ("release=[gradient, gradient]", "twice"),
+        ("overrides={attack.training.validate_every: 2}", "Make grace a multiple"),
+        ("overrides={attack.trainings: 2}", "attack.trainings"),
+        ("budget.trails=3", "budget.trails"),
+    ],
+)
+def test_a_wrong_search_is_one_clear_error(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        searches.base_audit(load(tmp_path, override))
+    assert words in str(caught.value), caught.value
+
+
+def test_room_is_worked_out_and_told(tmp_path: Path) -> None:
+    config = load(tmp_path, "place={cpus: 2}", "budget.trials=100")
+    have = {"CPU": 16.0, "memory": 10.0 * GIB}
+    found = room_for(config, have, memory_bytes=GIB)
+    assert found.width == 4, "10 GiB hold four processes of 2.2 GiB"
+    assert "16 CPU at 2 a trial: room for 8; 10.0 GiB at 2.2 GiB a trial: room for 4" in found.words
+    assert room_for(load(tmp_path, "place={at_once: 3}"), have, GIB).width == 3
+    gpus = room_for(load(tmp_path, "place={gpus: 0.5}", "budget.trials=100"), {**have, "GPU": 2.0}, 50 * GIB)
+    assert gpus.width == 4, "a candidate's memory is on its GPU"
+
+
+@pytest.mark.parametrize(
+    ("place", "have", "words"),
+    [
+        ("{cpus: 4}", {"CPU": 2.0, "memory": 64.0 * GIB}, "2 CPU at 4 a trial: room for 0"),
+        ("{}", {"CPU": 2.0, "memory": 1.0 * GIB}, "1.0 GiB at 1.2 GiB a trial: room for 0"),
+        ("{gpus: 1}", {"CPU": 2.0, "memory": 64.0 * GIB}, "0 GPU at 1 a trial: room for 0"),
+        ("{at_once: 3}", {"CPU": 2.0, "memory": 64.0 * GIB}, "place.at_once is 3, and the cluster has room for 2"),
+    ],
+)
+def test_a_cluster_too_small_is_refused_with_the_arithmetic(
+    place: str, have: dict[str, float], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        room_for(load(tmp_path, f"place={place}"), have, 0)
+    assert words in str(caught.value)
+
+
+def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    config = load(tmp_path, "budget.trials=12")
+    trials = Play(config).to_the_end()
+    (config.folder / "resolved.yaml").write_text(dump_yaml(resolved(config, searches.base_audit(config))))
+    again, past = open_run(config.folder)
+    best = ranked(past)[0]
+    assert best.score == min(trial.score for trial in trials if trial.state == "finished")
+    path = write_best(again, past)
+    assert path is not None
+    recipe = load_recipe(path)
+    assert recipe.design.model_dump(mode="json") == best.candidate["design"]
+    assert recipe.training.model_dump(mode="json") == best.candidate["training"]
+    assert (recipe.name, recipe.release, recipe.maps) == ("tiny", ("gradient",), ((1, 32, 32),))
+    front = pareto(past)
+    assert best.score == front[-1].score
+    assert [one.cost["flops"] for one in front] == sorted(one.cost["flops"] for one in front)
+    assert command(["search", "status", str(config.folder)]) == 0
+
+
+def test_a_folder_that_is_no_search_and_a_search_that_is_a_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["search", "best", str(tmp_path)]) == 2
+    assert command(["search", str(tmp_path)]) == 2
+    assert command(["search", "status"]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "no folder of a search" in said and "is a folder" in said and "needs one run folder" in said

@@ -1,0 +1,59 @@
+"""Whether a cluster can carry a search, worked out before anything is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xinv.errors import InputError
+from xinv.search.settings import SearchConfig
+
+PROCESS_BYTES = 1_200 << 20
+"""Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
+HEAD_BYTES = 64 << 10
+"""Memory that one trial adds to the driver: its lines of the record and Tune's own note of it."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What was worked out: trials at once, and the sentence that says so."""
+
+    width: int
+    words: str
+
+
+def room_for(config: SearchConfig, have: Mapping[str, float], memory_bytes: int) -> Room:
+    """How many trials run side by side.
+
+    Args:
+        have: the cluster's resources as Ray names them: CPU, GPU, memory (bytes).
+        memory_bytes: what the largest candidate known so far takes beside its process; on a GPU it is not counted here.
+
+    Raises:
+        InputError: not a single trial fits, or not as many as asked for; with the arithmetic.
+    """
+    place = config.place
+    each = PROCESS_BYTES + (0 if place.gpus else memory_bytes)
+    limits = {
+        f"{have.get('CPU', 0):g} CPU at {place.cpus} a trial": int(have.get("CPU", 0) // place.cpus),
+        f"{_gib(have.get('memory', 0))} at {_gib(each)} a trial": int(have.get("memory", 0) // each),
+    }
+    if place.gpus:
+        limits[f"{have.get('GPU', 0):g} GPU at {place.gpus:g} a trial"] = int(have.get("GPU", 0)) * int(1 / place.gpus)
+    fits = min(limits.values())
+    arithmetic = "; ".join(f"{words}: room for {count}" for words, count in limits.items())
+    if fits < 1:
+        raise InputError(
+            f"The cluster has no room for one trial ({arithmetic}). Lower place.cpus or place.gpus, set "
+            "space.max_memory, or use a larger cluster."
+        )
+    if place.at_once and place.at_once > fits:
+        raise InputError(
+            f"place.at_once is {place.at_once}, and the cluster has room for {fits} trials ({arithmetic}). "
+            "Lower it, or use a larger cluster."
+        )
+    width = min(place.at_once or fits, config.budget.trials)
+    head = f"about {config.budget.trials * HEAD_BYTES >> 20} MiB of the driver's memory for all trials"
+    return Room(width, f"{width} at once ({arithmetic}); {head}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

@@ -1,0 +1,183 @@
+"""The configuration of a search: a base audit, the explanations it attacks, the space, and how it is walked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xinv.config import AuditConfig, validated
+from xinv.errors import InputError
+from xinv.mistakes import explain
+from xinv.overrides import apply, leaves, load_yaml
+from xinv.parallel import WorkerSettings
+from xinv.train.settings import TrainingSettings
+
+UNBOUND = (("budget",), ("place",), ("base", "workers"), ("base", "track"))
+"""Parts of resolved.yaml that may differ between two starts of one search: a larger budget goes on where it stopped."""
+
+PBT = (
+    "population based training is not offered: it copies weights between trials of unlike designs, which do not fit, "
+    "and changes settings under way, so that what it finds is no recipe that could be trained again"
+)
+
+
+class AshaSettings(BaseModel):
+    """Asynchronous successive halving (Li et al., MLSys 2020): most trials end early, at rungs of equal age."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grace: int = Field(1, ge=1, description="epochs that every trial gets: the age at the first rung")
+    reduction: int = Field(3, ge=2, description="the best of so many go on at a rung; the next is so many times older")
+
+
+class BudgetSettings(BaseModel):
+    """When a search ends. It may be raised later: the same command then goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: int = Field(40, ge=1, description="trials begun, presets among them")
+    minutes: float | None = Field(
+        None, gt=0, description="time spent on trials, over all starts of the search; null: no limit"
+    )
+
+
+class PlaceSettings(BaseModel):
+    """Where trials run. Nothing here changes what one trial computes beyond rounding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_once: int | None = Field(
+        None,
+        ge=1,
+        description="trials side by side; null: as many as CPUs and GPUs allow. One at a time, the same seed proposes "
+        "the same candidates; several learn from each other in the order in which they happen to end",
+    )
+    cpus: int = Field(1, ge=1, description="CPU cores, and so computing threads, of each")
+    gpus: float = Field(0, ge=0, le=1, description="share of a GPU that each has; 0.5 puts two on one GPU")
+    address: str | None = Field(
+        None, description="a running Ray cluster, host:port or auto; null: workers.address of the base"
+    )
+    max_failures: int = Field(2, ge=0, description="how often a trial that lost its machine is started again")
+    start_limit: int = Field(180, ge=1, description="seconds to wait for the cluster")
+
+
+class SearchConfig(BaseModel):
+    """One search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is RUNS/NAME")
+    runs: Path = Field(Path("runs"), description="where run folders are; finished stages of audits are found there")
+    base: Path | dict[str, Any] = Field(
+        description="the audit whose data, target and releases are attacked: a configuration file, its path relative "
+        "to the folder of this file, or the configuration itself"
+    )
+    overrides: tuple[str, ...] | dict[str, Any] = Field(
+        (), description="changes to the base: [key.sub=value, ...], or a tree of sections and dotted keys"
+    )
+    release: tuple[str, ...] = Field(
+        description="explanations that the inverter sees beside the prediction, of the base's release.methods; []: none"
+    )
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="which axes are searched and between which limits (search/space.py)"
+    )
+    searcher: Literal["tpe", "random"] = Field(
+        "tpe", description="how candidates are proposed: Optuna's tree-structured Parzen estimator, or at random"
+    )
+    objective: Literal["mse"] = Field(
+        "mse", description="what is made small: the squared error on the attacker's own validation images"
+    )
+    epochs: int = Field(12, ge=1, description="epochs of a trial that is not ended early, and of the learning rate")
+    asha: AshaSettings | None = Field(
+        default_factory=AshaSettings, description="how trials are ended early; null: all run to their end"
+    )
+    presets: bool = Field(True, description="try the known designs first: the search can then only improve on them")
+    seed: int = Field(0, ge=0, description="of the proposals; weights and order of images have the base's")
+    budget: BudgetSettings = Field(default_factory=BudgetSettings, description="when it ends")
+    place: PlaceSettings = Field(default_factory=PlaceSettings, description="where trials run")
+    warm_start: tuple[Path, ...] = Field((), description="run folders of earlier searches to learn from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_population(cls, value: Any) -> Any:
+        if isinstance(value, dict) and ("pbt" in value or value.get("searcher") == "pbt"):
+            raise ValueError(PBT)
+        return value
+
+    @model_validator(mode="after")
+    def _rungs_are_within_a_trial(self) -> "SearchConfig":
+        if self.asha and self.asha.grace > self.epochs:
+            raise ValueError(f"asha.grace is {self.asha.grace}, and a trial has {self.epochs} epochs; lower it")
+        if len(set(self.release)) < len(self.release):
+            raise ValueError("release names an explanation twice")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """The search in `path` with `key.sub=value` overrides applied, its base read in.
+
+    Raises:
+        InputError: as `config.load`; the base's own content is looked at by `base_audit`.
+    """
+    tree = apply(load_yaml(path), overrides)
+    try:
+        found = SearchConfig.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, SearchConfig, str(path)) from None
+    if isinstance(found.base, dict):
+        return found
+    return found.model_copy(update={"base": load_yaml(path.parent / found.base.expanduser())})
+
+
+def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
+    """The base as an audit of the search's own name. `source` names the search in messages.
+
+    Raises:
+        InputError: the base is no valid audit, or does not release what the search attacks.
+    """
+    assert isinstance(config.base, dict), "load() has read it"
+    changes = config.overrides
+    tree = apply(config.base, list(changes) if isinstance(changes, tuple) else leaves(changes))
+    base = validated(tree | {"name": config.name, "runs": str(config.runs)}, f"{source}: base")
+    for method in config.release:
+        if method not in base.release.methods:
+            raise InputError(
+                f"{source}: release names {method!r}, and the base releases {', '.join(base.release.methods)}. "
+                "Choose among these, or add it: overrides={release.methods: [...]}."
+            )
+    training_of(config, base)
+    return base
+
+
+def training_of(config: SearchConfig, base: AuditConfig) -> TrainingSettings:
+    """How a trial is trained where the space does not say otherwise: as the base's inverters are, for the search's
+    epochs, and ended by nobody but the search.
+
+    Raises:
+        InputError: trials would be looked at less often than they are compared.
+    """
+    training = base.attack.training.model_copy(update={"epochs": config.epochs, "patience": 0})
+    if config.asha and config.asha.grace % training.validate_every:
+        raise InputError(
+            f"attack.training.validate_every is {training.validate_every} and asha.grace {config.asha.grace} epochs: "
+            "trials would be compared at ages at which they are not validated. Make grace a multiple of it."
+        )
+    return training
+
+
+def worker_settings(config: SearchConfig, base: WorkerSettings) -> WorkerSettings:
+    """The cluster that trials run on, and the process of each."""
+    place = config.place
+    return WorkerSettings(
+        address=place.address or base.address,
+        count=1,
+        cpus=place.cpus,
+        gpus=1 if place.gpus else 0,
+        max_failures=place.max_failures,
+        start_limit=place.start_limit,
+    )
