@@ -15,13 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from xinv.console import AsJson, help_text, print_table, screen
 from xinv.errors import InputError, WorkError
-
-
-def _help(what: str, example: str) -> str:
-    """One line of what a verb does, then an example of it."""
-    return f"{what}\n\nExample: [bold]{example}[/]"
-
+from xinv.search.verb import SEARCH_HELP, search
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,12 +38,6 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as seed=1 or attack.training.epochs=5"),
 ]
 ShardFolder = Annotated[Path, typer.Argument(metavar="DIR", help="folder that holds an index.json")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
-
-
-def _screen() -> Console:
-    """The terminal as it is; a file or a pipe gets lines wide enough for every table."""
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 132)
 
 
 class Until(StrEnum):
@@ -61,13 +51,16 @@ class Until(StrEnum):
     report = "report"
 
 
+app.command("search", help=SEARCH_HELP)(search)
+
+
 @app.callback(help="Measure what an explainable image model leaks about the private images behind its decisions.")
 def _root() -> None:
     """Holds the program's help."""
 
 
 @app.command(
-    help=_help(
+    help=help_text(
         "Run an audit: images, target, explanations, inverters, scores, report.",
         "xinv audit configs/demo.yaml seed=1 name=second",
     ),
@@ -98,16 +91,16 @@ def audit(
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     from xinv.report.summary import summary_rows, verdict
 
-    console = _screen()
+    console = screen()
     console.print()
-    _print_table(console, summary_rows(scores))
+    print_table(console, summary_rows(scores))
     console.print()
     console.print(verdict(scores), markup=False)
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @app.command(
-    help=_help(
+    help=help_text(
         "Run an analysis of factors: a base audit, varied one setting at a time, with one report for all.",
         "xinv factors configs/factors.yaml trials.at_once=2",
     ),
@@ -142,9 +135,9 @@ def factors(
 def _print_factors(found: dict[str, Any], folder: Path) -> None:
     from xinv.report.factors import sentence, summary_rows
 
-    console = _screen()
+    console = screen()
     console.print()
-    _print_table(console, summary_rows(found), words=4)
+    print_table(console, summary_rows(found), words=4)
     for factor in found["factors"]:
         console.print()
         console.print(f"{factor['title']}: {sentence(factor, found)}", markup=False)
@@ -152,95 +145,11 @@ def _print_factors(found: dict[str, Any], folder: Path) -> None:
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
-class Look(StrEnum):
-    """What `xinv search` says of a run folder, in place of running a search."""
-
-    status = "status"
-    best = "best"
-
-
-@app.command(
-    help=_help(
-        "Search for an inverter that reconstructs better: trials on Ray Tune; the same command continues them. "
-        "`xinv search status RUN` and `xinv search best RUN` look at a search, also while it runs.",
-        "xinv search configs/search/digits.yaml budget.trials=20",
-    ),
-)
-def search(
-    what: Annotated[
-        str, typer.Argument(metavar="CONFIG|status|best", help="YAML file, such as configs/search/digits.yaml")
-    ],
-    rest: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...|RUN", help="settings to change, or the run folder to look at"),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    from xinv.config import bind_folder
-    from xinv.progress import chatter_into
-    from xinv.search import run as searches
-    from xinv.search import settings as search_settings
-
-    if what in list(Look):
-        _look(Look(what), rest or [], as_json)
-        return
-    if Path(what).is_dir():
-        raise InputError(
-            f"{what} is a folder. Give the configuration that the search was started with, or look at it with "
-            f"`xinv search status {what}`."
-        )
-    settings = search_settings.load(Path(what), rest or ())
-    base = search_settings.base_audit(settings, what)
-    bind_folder(settings.folder, searches.resolved(settings, base), search_settings.UNBOUND, "this search")
-    with chatter_into(settings.folder / "log.txt") as terminal:
-        if as_json:
-            terminal.console.quiet = True
-        found = searches.run(settings, terminal.stage)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        _look(Look.best, [str(settings.folder)], as_json=False)
-
-
-def _look(look: Look, rest: list[str], as_json: bool) -> None:
-    from xinv.progress import clock
-    from xinv.search import best as searches
-
-    if len(rest) != 1:
-        raise InputError(f"xinv search {look.value} needs one run folder, such as runs/digits-search.")
-    config, past = searches.open_run(Path(rest[0]))
-    order = searches.ranked(past)
-    shown = list(past.trials.values()) if look is Look.status else searches.pareto(past) or order[:1]
-    found: dict[str, Any] = searches.status(config, past)
-    path = searches.write_best(config, past) if look is Look.best else None
-    if as_json:
-        rows = [searches.described(trial) for trial in shown]
-        print(json.dumps({**found, "trials": rows, "best_file": str(path) if path else None}))
-        return
-    console = _screen()
-    if shown:
-        _print_table(console, searches.rows(shown), words=3)
-    states = ", ".join(f"{count} {state}" for state, count in found["states"].items())
-    console.print(f"{states or 'no trials yet'}; {found['refused']} candidates refused; {clock(found['elapsed'])}")
-    if order:
-        console.print(f"Best: {order[0].title or order[0].id}, MSE {order[0].score:.5f} on the attacker's own images")
-    if path:
-        console.print(f"Use it: xinv audit CONFIG name=... inverter={path}", soft_wrap=True)
-
-
-def _print_table(console: Console, rows: list[dict[str, str]], words: int = 1) -> None:
-    """One row a dict, headings all equal; `words`: columns that are not numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    for place, heading in enumerate(rows[0]):
-        table.add_column(str(heading), justify="left" if place < words else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-
-
 @config_verbs.command(
     "show",
-    help=_help("Print the configuration with every default and override.", "xinv config show configs/demo.yaml seed=1"),
+    help=help_text(
+        "Print the configuration with every default and override.", "xinv config show configs/demo.yaml seed=1"
+    ),
 )
 def config_show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     from xinv import config as configs
@@ -251,7 +160,9 @@ def config_show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson
 
 @config_verbs.command(
     "schema",
-    help=_help("Print the JSON schema of configuration files, for editors.", "xinv config schema > xinv.schema.json"),
+    help=help_text(
+        "Print the JSON schema of configuration files, for editors.", "xinv config schema > xinv.schema.json"
+    ),
 )
 def config_schema() -> None:
     from xinv import config as configs
@@ -261,7 +172,7 @@ def config_schema() -> None:
 
 @shards_verbs.command(
     "verify",
-    help=_help(
+    help=help_text(
         "Check every shard against the index: counts, bytes, hashes, schema.",
         "xinv shards verify runs/stages/images-0123456789ab",
     ),
@@ -289,7 +200,7 @@ def shards_verify(folder: ShardFolder, as_json: AsJson = False) -> None:
 
 @shards_verbs.command(
     "show",
-    help=_help(
+    help=help_text(
         "Print counts and schema, and draw a contact sheet (PNG).",
         "xinv shards show runs/stages/images-0123456789ab --sheet sheet.png",
     ),
@@ -311,7 +222,7 @@ def shards_show(
     if as_json:
         print(json.dumps({**found, "contact_sheet": str(path)}))
         return
-    console = _screen()
+    console = screen()
     table = Table("partition", box=None, header_style="bold", pad_edge=False)
     for heading in ("shards", "samples", "bytes"):
         table.add_column(heading, justify="right")
@@ -327,7 +238,9 @@ def shards_show(
 
 @data_verbs.command(
     "fetch",
-    help=_help("Download mnist or fashion_mnist, or copy it, and check its files.", "xinv data fetch mnist data/mnist"),
+    help=help_text(
+        "Download mnist or fashion_mnist, or copy it, and check its files.", "xinv data fetch mnist data/mnist"
+    ),
 )
 def data_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="mnist or fashion_mnist")],
@@ -343,7 +256,7 @@ def data_fetch(
 
 
 @app.command(
-    help=_help("Look at what works on this machine, and how to mend what does not.", "xinv doctor --prepare"),
+    help=help_text("Look at what works on this machine, and how to mend what does not.", "xinv doctor --prepare"),
 )
 def doctor(
     prepare: Annotated[bool, typer.Option(help="also build ahead what the first training would build")] = False,
@@ -353,7 +266,7 @@ def doctor(
 
     from xinv import doctor as doctors
 
-    console = _screen()
+    console = screen()
     if prepare:
         line = doctors.prepare(lambda done, total, note: None)
         if not as_json:
