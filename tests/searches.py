@@ -102,8 +102,8 @@ def price(candidate: Any) -> Cost:
     return Cost(parameters=100 * width, flops=1000 * width**2, memory_bytes=4000 * width)
 
 
-def offering(config: searches.SearchConfig, training: TrainingSettings) -> Any:
-    return lambda task: (TinySpace(training), price)
+def offering(config: searches.SearchConfig, base: AuditConfig) -> Any:
+    return lambda task: (TinySpace(searches.training_of(config, base)), price)
 
 
 def load(folder: Path, *overrides: str) -> searches.SearchConfig:

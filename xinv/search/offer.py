@@ -1,45 +1,25 @@
-"""The space of a search, opened: the one place that knows `search/space.py` and `search/cost.py`."""
+"""The space of a search, opened when it is known what an inverter reads."""
 
-import importlib
 from collections.abc import Callable
-from typing import Any
 
-from pydantic import ValidationError
-
-from xinv.errors import InputError
-from xinv.mistakes import explain
-from xinv.search.settings import SearchConfig
-from xinv.search.task import Candidate, Cost, Pricing, Space, Task
-from xinv.train.settings import TrainingSettings
+from xinv.config import AuditConfig
+from xinv.search.settings import SearchConfig, training_of
+from xinv.search.space import SearchSpace
+from xinv.search.task import Pricing, Space, Task
 
 Offer = Callable[[Task], tuple[Space, Pricing]]
 """Opens the space when the releases, and so the shape of what an inverter reads, are there."""
 
 
-def offer(config: SearchConfig, training: TrainingSettings) -> Offer:
-    """The space that `config.space` describes, checked now and opened later.
+def offer(config: SearchConfig, base: AuditConfig) -> Offer:
+    """The space that `config.space` describes around the base's own training and loss, opened later.
 
-    Args:
-        training: how a candidate is trained where the space does not say otherwise.
-
-    Raises:
-        InputError: the section `space` is wrong.
+    What it returns raises InputError where no candidate is left in the space.
     """
-    # By name, until the two modules are there: then these become imports, and SearchConfig.space a SpaceSettings.
-    spaces, costs = (importlib.import_module(f"xinv.search.{name}") for name in ("space", "cost"))
-    try:
-        settings = spaces.SpaceSettings.model_validate(config.space)
-    except ValidationError as error:
-        found = str(explain(error, spaces.SpaceSettings, "space"))
-        raise InputError(f"{config.name}: {found}") from None
+    training = training_of(config, base)
 
     def opened(task: Task) -> tuple[Space, Pricing]:
-        def price(candidate: Candidate) -> Cost:
-            batch = candidate.training.micro_batch or candidate.training.batch_size
-            found: Cost = costs.cost(candidate.design, task.shape, task.channels, task.size, batch)
-            return found
-
-        space: Any = spaces.SearchSpace(settings, training, task.shape, task.channels, task.size)
-        return space, price
+        space = SearchSpace(config.space, training, base.attack.loss, task.shape, task.channels, task.size)
+        return space, space.price
 
     return opened

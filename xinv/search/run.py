@@ -24,14 +24,13 @@ from xinv.search.course import Course
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
-from xinv.search.settings import UNBOUND, SearchConfig, base_audit, training_of, worker_settings
+from xinv.search.settings import UNBOUND, SearchConfig, base_audit, worker_settings
 from xinv.search.task import Ground, Task
 from xinv.stage import lock
 from xinv.track import Tracker
 from xinv.train.run import TrainingGroup
-from xinv.train.settings import TrainingSettings
 
-Offering = Callable[[SearchConfig, TrainingSettings], Offer]
+Offering = Callable[[SearchConfig, AuditConfig], Offer]
 
 
 def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offer) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
         InputError: the input is wrong, or the cluster too small. WorkError: the work failed.
     """
     base = base_audit(config, config.name)
-    opened = offering(config, training_of(config, base))
+    opened = offering(config, base)
     bind_folder(config.folder, resolved(config, base), UNBOUND, "this search")
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
     log = config.folder / "log.txt"

@@ -11,6 +11,7 @@ from xinv.errors import InputError
 from xinv.mistakes import explain
 from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
+from xinv.search.choices import SpaceSettings
 from xinv.train.settings import TrainingSettings
 
 UNBOUND = (("budget",), ("place",), ("base", "workers"), ("base", "track"))
@@ -79,8 +80,8 @@ class SearchConfig(BaseModel):
     release: tuple[str, ...] = Field(
         description="explanations that the inverter sees beside the prediction, of the base's release.methods; []: none"
     )
-    space: dict[str, Any] = Field(
-        default_factory=dict, description="which axes are searched and between which limits (search/space.py)"
+    space: SpaceSettings = Field(
+        default_factory=SpaceSettings, description="values that each axis may take, and budgets for what they make"
     )
     searcher: Literal["tpe", "random"] = Field(
         "tpe", description="how candidates are proposed: Optuna's tree-structured Parzen estimator, or at random"

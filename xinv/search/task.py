@@ -65,7 +65,7 @@ class Cost(Protocol):
     def memory_bytes(self) -> int: ...
 
 
-Pricing = Callable[[Candidate], Cost]
+Pricing = Callable[[Any], Cost]
 
 
 @dataclass(frozen=True)
