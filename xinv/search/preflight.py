@@ -8,8 +8,9 @@ from xinv.search.settings import SearchConfig
 
 PROCESS_BYTES = 1_200 << 20
 """Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
-HEAD_BYTES = 64 << 10
-"""Memory that one trial adds to the driver: its lines of the record and Tune's own note of it."""
+HEAD_BYTES = 176 << 10
+"""Memory that one trial adds to the head, measured over 200 trials (tests/bench/search.py memory): 100 KiB to the
+driver, for its lines of the record and what Optuna and Tune keep of it, and the rest to Ray's processes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def room_for(config: SearchConfig, have: Mapping[str, float], memory_bytes: int)
             "Lower it, or use a larger cluster."
         )
     width = min(place.at_once or fits, config.budget.trials)
-    head = f"about {config.budget.trials * HEAD_BYTES >> 20} MiB of the driver's memory for all trials"
+    head = f"about {config.budget.trials * HEAD_BYTES >> 20} MiB of the head's memory for all trials"
     return Room(width, f"{width} at once ({arithmetic}); {head}")
 
 

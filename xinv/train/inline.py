@@ -5,6 +5,7 @@ process that is kept for the next, `InProcess` stands in for `TrainingGroup`.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +77,12 @@ class InProcess:
             return results
 
     def close(self) -> None:
-        """Free the memory that the last job left to Python's and CUDA's allocators."""
+        """Free the memory that the last job left to Python's, the C library's and CUDA's allocators."""
         gc.collect()
+        # Networks of unlike sizes, one after another, leave glibc's heap in pieces that it keeps: 200 MiB after 20.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
