@@ -1,7 +1,7 @@
 """What a search has found so far, from its record alone: while it runs, after a kill, or when it is over."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ def described(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "reason": trial.reason,
     }
+
+
+def live(past: Past, running: Collection[str], best: int = 6) -> list[Trial]:
+    """Trials to look at while a search runs: those that are running, then the best so far."""
+    now = [past.trials[name] for name in sorted(running)]
+    return [*now, *[trial for trial in ranked(past) if trial.id not in running][:best]]
 
 
 def rows(trials: Sequence[Trial]) -> list[dict[str, str]]:

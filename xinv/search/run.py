@@ -19,6 +19,7 @@ from xinv.config import AuditConfig, bind_folder
 from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
+from xinv.progress import Show, unshown
 from xinv.search.best import status, write_best
 from xinv.search.course import Course
 from xinv.search.offer import Offer, offer
@@ -33,7 +34,9 @@ from xinv.train.run import TrainingGroup
 Offering = Callable[[SearchConfig, AuditConfig], Offer]
 
 
-def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offer) -> dict[str, Any]:
+def run(
+    config: SearchConfig, screen: Screen = unseen, show: Show = unshown, offering: Offering = offer
+) -> dict[str, Any]:
     """Run a search, or what is missing of it: the same configuration continues one that was interrupted, anywhere.
 
     First the stages of the base that it stands on are made, which audits of the same data share; then the trials.
@@ -41,6 +44,7 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
     Args:
         config: from `search.settings.load`.
         screen: makes the context manager that shows one line of progress (`progress.Terminal.stage`).
+        show: keeps a table of the trials on the screen meanwhile (`progress.Terminal.show`).
         offering: what candidates come from (`offer.offer`).
 
     Returns:
@@ -63,7 +67,7 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
             record = Record(config.folder)
             try:
-                return _trials(config, base, task, opened, record, tracker, screen)
+                return _trials(config, base, task, opened, record, tracker, screen, show)
             finally:
                 record.close()
         finally:
@@ -85,6 +89,7 @@ def _trials(
     record: Record,
     tracker: Tracker,
     screen: Screen,
+    show: Show,
 ) -> dict[str, Any]:
     space, price = opened(task)
     begun = time.monotonic()
@@ -102,7 +107,7 @@ def _trials(
             begun = time.monotonic()  # the time is that of the trials
             from xinv.search.tune import search  # Ray Tune: not before it is needed
 
-            search(course, room.width, config.folder / "log.txt", tracker, progress)
+            search(course, room.width, config.folder / "log.txt", tracker, progress, show)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
     path = write_best(config, record.past)
     if path is None:

@@ -24,7 +24,8 @@ from ray.tune.search import Searcher
 from xinv.errors import InputError, WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.parallel import redirect
-from xinv.progress import Progress, clock
+from xinv.progress import Progress, Show, clock
+from xinv.search.best import live, rows
 from xinv.search.course import Course
 from xinv.search.settings import AshaSettings
 from xinv.search.trial import TrialRun
@@ -202,15 +203,16 @@ class Proposer(_Unsaved, Searcher):
 
 
 class _Line(_Unsaved, Callback):
-    """The live line of the terminal, and Tune's pulse."""
+    """The live line and table of the terminal, at Tune's pulse."""
 
-    def __init__(self, course: Course, progress: Progress) -> None:
-        self._course, self._progress, self._told = course, progress, 0.0
+    def __init__(self, course: Course, progress: Progress, show: Show) -> None:
+        self._course, self._progress, self._show, self._told = course, progress, show, 0.0
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() - self._told > 0.5:
             self._told = time.monotonic()
             self._progress(*standing(self._course))
+            self._show(rows(live(self._course.past, self._course.live)))
 
 
 def standing(course: Course) -> tuple[float, float, str]:
@@ -240,7 +242,7 @@ class _Noted:
             self._trouble.append(error)
 
 
-def search(course: Course, width: int, log: Path, tracker: Recorder, progress: Progress) -> None:
+def search(course: Course, width: int, log: Path, tracker: Recorder, progress: Progress, show: Show) -> None:
     """Run trials until the course has no more. Needs a connection (`parallel.connect`).
 
     Raises:
@@ -269,7 +271,7 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
             storage_path=str((config.folder / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=place.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the training has its own
-            callbacks=[_Line(course, progress)],
+            callbacks=[_Line(course, progress, show)],
             verbose=0,
         ),
     )

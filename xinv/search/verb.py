@@ -54,7 +54,7 @@ def search(
     with chatter_into(settings.folder / "log.txt") as terminal:
         if as_json:
             terminal.console.quiet = True
-        found = searches.run(settings, terminal.stage)
+        found = searches.run(settings, terminal.stage, terminal.show)
     if as_json:
         print(json.dumps(found))
     else:
