@@ -14,16 +14,19 @@ from xinv.search.preflight import room_for
 from xinv.search.run import resolved
 from xinv.train.recipe import load_recipe
 
-SHIPPED = Path(__file__).parent.parent / "configs" / "search" / "digits.yaml"
+SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "search").glob("*.yaml"))
 GIB = 1 << 30
 
 
-def test_the_shipped_search_stands_on_the_digits_audit() -> None:
-    config = searches.load(SHIPPED)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
+    config = searches.load(path)
     base = searches.base_audit(config)
-    assert base.name == "digits-search" and base.data.split.attack == 12000
+    assert base.name == f"{path.stem}-search" and base.attack.images == 3000
+    assert (path.parent.parent / path.name).exists()
     training = searches.training_of(config, base)
-    assert (training.epochs, training.patience) == (12, 0), "nobody but the search ends a trial"
+    assert (training.epochs, training.patience) == (9, 0), "nobody but the search ends a trial"
+    assert {"gradient", "grad_cam", "lrp_zplus"} <= set(base.release.methods)
 
 
 @pytest.mark.parametrize(
