@@ -62,5 +62,5 @@ def test_what_would_fail_again_is_a_result_and_a_bug_is_named(
     ended = next(one for one in found if "ended" in one)
     assert ended["ended"] == "failed" and "Lower learning_rate" in ended["reason"]
     broken = TrialRun(job(tiny_images, tiny_releases, tmp_path / "broken"), threads=1)
-    monkeypatch.setattr("xinv.train.loop._standardise", lambda *_: [][1])
+    monkeypatch.setattr("xinv.train.loop._acquaint", lambda *_: [][1])
     assert broken.step() == {"ended": "bug", "reason": "IndexError: list index out of range"}

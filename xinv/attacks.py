@@ -25,8 +25,8 @@ from xinv.train.weights import (
 )
 
 Work = Callable[[Path, Progress], Any]
-INVERTER_FORMAT = 1
-SURROGATE_FORMAT = 1
+INVERTER_FORMAT = 2
+SURROGATE_FORMAT = 2
 TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
