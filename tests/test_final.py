@@ -14,11 +14,12 @@ from searches import Play, TinySpace, load, price, search
 from xinv.attacks import inverters
 from xinv.cli import run as command
 from xinv.errors import InputError
-from xinv.nets.design import PRESETS, InverterDesign
+from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape
 from xinv.overrides import dump_yaml
 from xinv.search import settings as searches
 from xinv.search.best import ranked, status, write_best
 from xinv.search.comparison import FINAL, discard_stale, epochs_for, read_final, rows, write_final
+from xinv.search.cost import cost
 from xinv.search.final import Final
 from xinv.search.record import Past, read
 from xinv.search.run import resolved
@@ -33,23 +34,13 @@ NARROW = WIDE.replace("wide", "narrow").replace("12", "2")
 OVERRIDES = f"overrides=['{SMALL}', '{WIDE}', '{NARROW}']"
 
 
-class Notes:
-    """A recorder that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, kind: str, **fields: Any) -> None:
-        self.events.append({"kind": kind, **fields})
-
-    def picture(self, name: str, png: bytes, step: int) -> None: ...
-
-    def summary(self, values: Any) -> None: ...
+NOBODY: Any = SimpleNamespace(event=lambda kind, **fields: None)
+"""A recorder that does not listen."""
 
 
-def opened(play: Play, space: Any = None, notes: Notes | None = None) -> Final:
+def opened(play: Play, space: Any = None) -> Final:
     config, base = play.config, searches.base_audit(play.config)
-    return Final(config, base, play.course.task, space or play.course.space, price, notes or Notes())
+    return Final(config, base, play.course.task, space or play.course.space, price, NOBODY)
 
 
 def played(folder: Path, *options: str) -> tuple[Play, Final]:
@@ -129,7 +120,7 @@ def test_what_is_written_down(tmp_path: Path) -> None:
         assert (one["mse"], one["low"], one["high"]) == pytest.approx((value, value, value))
     table = rows(json.loads(json.dumps(content)))
     assert [row["design"] for row in table] == [f"found (trial {first['trial']})", "narrow"] * 2
-    assert table[0]["victim MSE"] == "2.62500" and table[1]["found : it"] == "0.500 (0.500 to 0.500)"
+    assert table[0]["victim MSE"] == "2.62500" and table[1]["found / this"] == "0.500 (0.500 to 0.500)"
 
 
 def test_a_known_design_that_wins_is_not_trained_twice(tmp_path: Path) -> None:
@@ -159,13 +150,22 @@ def test_what_is_compared_where_nothing_is_named(tmp_path: Path) -> None:
     class Offering(TinySpace):
         def presets(self) -> list[tuple[str, Any]]:
             (_, known), _ = super().presets()
-            wide = known.model_copy(update={"design": known.design.model_copy(update={"width": 99})})
-            return [("film_unet", known), ("flatten_unet", wide), ("unet", known)]
+            return [("unet", known), ("film_unet", known)]
 
-    play, notes = Play(load(tmp_path, "final={}")), Notes()
-    final = opened(play, Offering(searches.training_of(play.config, searches.base_audit(play.config))), notes)
+    play = Play(load(tmp_path, "final={}"))
+    final = opened(play, Offering(searches.training_of(play.config, searches.base_audit(play.config))))
     assert [(one.title, one.design) for one in final.rivals] == [("film_unet", PRESETS["film_unet"])]
-    assert [(one["kind"], one["design"]) for one in notes.events] == [("left_out", "flatten_unet")]
+    assert (final.settings.seeds, final.settings.best, final.settings.pictures) == (3, 1, 8)
+
+
+def test_a_known_design_that_does_not_fit_is_refused_before_any_trial(tmp_path: Path) -> None:
+    play = Play(load(tmp_path, "final={presets: [gnime_expmi]}"))
+
+    def refusing(candidate: Any) -> Any:
+        return cost(candidate.design, ReleaseShape(10, ((1, 32, 32),)), 1, 2048, 2)
+
+    with pytest.raises(InputError, match="inverse_size"):
+        Final(play.config, searches.base_audit(play.config), play.course.task, play.course.space, refusing, NOBODY)
 
 
 def test_trainings_are_the_stages_of_an_audit(tmp_path: Path) -> None:

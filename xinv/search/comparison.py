@@ -33,8 +33,9 @@ FINAL = "final.json"
 FOLDER = "final"
 IMAGES = "images.safetensors"
 FOUND = "found"
-KNOWN = ("gnime_expmi", "film_unet", "flatten_unet")
-"""Presets that a comparison has where none are named: the strongest published design, ours, and the paper's."""
+KNOWN = ("gnime_expmi", "film_unet", "flatten_unet", "gnime_predmi", "prediction_only")
+"""Presets that a comparison has where none are named, as far as they read the release: the strongest published design,
+ours, and the paper's; of predictions alone, the last two."""
 
 Regime = Literal["samples", "flops"]
 
@@ -48,7 +49,7 @@ class FinalSettings(BaseModel):
     presets: tuple[str, ...] | None = Field(
         None,
         description="known designs to compare with, by name: presets, or attack.designs of the base; null: those of "
-        f"{', '.join(KNOWN)} that the space offers and that keep within its budgets",
+        f"{', '.join(KNOWN)} that read what the search's inverters read, whatever the budgets of the space",
     )
     best: int = Field(1, ge=1, le=10, description="how many of the best designs are compared")
     pictures: int = Field(8, ge=0, le=64, description="victims whose reconstructions are kept; 0: none")
@@ -141,6 +142,6 @@ def rows(final: dict[str, Any]) -> list[dict[str, str]]:
         }
         for winner in winners:
             one = ratios.get((regime, winner, design))
-            row[f"{winner} : it"] = f"{one['mse']:.3f} ({one['low']:.3f} to {one['high']:.3f})" if one else ""
+            row[f"{winner} / this"] = f"{one['mse']:.3f} ({one['low']:.3f} to {one['high']:.3f})" if one else ""
         found.append(row)
     return found

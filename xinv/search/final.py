@@ -82,7 +82,7 @@ class Entrant:
     def title(self) -> str:
         """Two regimes may ask for the same trainings: they are made, scored and called once."""
         trial = f" of trial {self.contender.trial}" if self.contender.trial is not None else ""
-        return f"{self.contender.title}{trial}, {self.epochs} epochs"
+        return f"{self.contender.title}{trial}, {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
 
     def training(self, methods: tuple[str, ...], seed: int) -> InverterTraining:
         """`seed`: which of its trainings, from 0."""
@@ -102,7 +102,7 @@ class Final:
     Args:
         config, base: the search, and the audit that it stands on.
         task, space, price: what was searched.
-        tracker: gets a line for a known design that is left out.
+        tracker: gets a line when a training begins and ends, and the metrics.
 
     Raises:
         InputError: a known design that is asked for does not fit the images or the release.
@@ -119,22 +119,11 @@ class Final:
             name: Contender(title=name, design=design, training=training, loss=loss)
             for name, design in known_designs(base.attack).items()
         }
-        names = self._offered(space) if self.settings.presets is None else self.settings.presets
+        offered = [name for name, _ in space.presets() if name in KNOWN]
+        names = offered if self.settings.presets is None else self.settings.presets
         self.rivals = [self.known[name] for name in names]
         for rival in self.rivals:
-            price(rival)
-
-    def _offered(self, space: Space) -> list[str]:
-        """The default: what the space offers of `KNOWN`, but for what breaks its budgets."""
-        found = []
-        for name, candidate in space.presets():
-            if name in KNOWN and name in self.known:
-                reason = space.refusal(candidate)
-                if reason is None:
-                    found.append(name)
-                else:
-                    self.tracker.event("left_out", design=name, reason=f"not in the final comparison: {reason}")
-        return found
+            price(rival)  # builds it, and so says what does not fit, before a trial begins
 
     def contenders(self, past: Past) -> list[Contender]:
         """The best designs, the best first, then the known ones. A known design that is among the best, trained in the
