@@ -9,6 +9,7 @@ from xinv.errors import InputError
 from xinv.files import write_atomic
 from xinv.nets.design import InverterDesign
 from xinv.overrides import dump_yaml, load_yaml
+from xinv.search.comparison import standing
 from xinv.search.record import TRIALS, Past, Trial, read
 from xinv.search.settings import SearchConfig
 from xinv.train.losses import LossSettings
@@ -75,7 +76,10 @@ def write_best(config: SearchConfig, past: Past) -> Path | None:
 
 
 def status(config: SearchConfig, past: Past) -> dict[str, Any]:
-    """{"name", "states", "refused", "elapsed", "budget", "best"}: plain values for the terminal or JSON."""
+    """{"name", "states", "refused", "elapsed", "budget", "best", "final"}: plain values for the terminal or JSON.
+
+    "final": "made", or "stale" where final.json is of another best; None where there is none.
+    """
     order = ranked(past)
     return {
         "name": config.name,
@@ -84,6 +88,7 @@ def status(config: SearchConfig, past: Past) -> dict[str, Any]:
         "elapsed": round(past.elapsed, 1),
         "budget": config.budget.model_dump(mode="json"),
         "best": described(order[0]) if order else None,
+        "final": standing(config.folder, order),
     }
 
 

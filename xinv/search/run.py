@@ -20,8 +20,10 @@ from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
 from xinv.progress import Show, unshown
-from xinv.search.best import status, write_best
+from xinv.search.best import ranked, status, write_best
+from xinv.search.comparison import discard_stale
 from xinv.search.course import Course
+from xinv.search.final import Final
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
@@ -39,7 +41,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a search, or what is missing of it: the same configuration continues one that was interrupted, anywhere.
 
-    First the stages of the base that it stands on are made, which audits of the same data share; then the trials.
+    First the stages of the base that it stands on are made, which audits of the same data share; then the trials; then
+    the final comparison of the best with known designs.
 
     Args:
         config: from `search.settings.load`.
@@ -92,6 +95,7 @@ def _trials(
     show: Show,
 ) -> dict[str, Any]:
     space, price = opened(task)
+    final = Final(config, base, task, space, price, tracker) if config.final else None
     begun = time.monotonic()
     course = Course(config, task, space, price, record, lambda: time.monotonic() - begun)
     with screen("Trials") as progress:
@@ -109,10 +113,15 @@ def _trials(
 
             search(course, room.width, config.folder / "log.txt", tracker, progress, show)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
+    discard_stale(config.folder, ranked(record.past))
     path = write_best(config, record.past)
     if path is None:
         reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
+    if final is not None:
+        workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
+        with TrainingGroup(workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
+            final.run(record.past, group, screen)
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
     return {**found, "best_file": str(path)}

@@ -12,9 +12,10 @@ from xinv.mistakes import explain
 from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
+from xinv.search.comparison import FinalSettings
 from xinv.train.settings import TrainingSettings
 
-UNBOUND = (("budget",), ("place",), ("base", "workers"), ("base", "track"))
+UNBOUND = (("budget",), ("place",), ("final",), ("base", "workers"), ("base", "track"))
 """Parts of resolved.yaml that may differ between two starts of one search: a larger budget goes on where it stopped."""
 
 PBT = (
@@ -97,6 +98,11 @@ class SearchConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of the proposals; weights and order of images have the base's")
     budget: BudgetSettings = Field(default_factory=BudgetSettings, description="when it ends")
     place: PlaceSettings = Field(default_factory=PlaceSettings, description="where trials run")
+    final: FinalSettings | None = Field(
+        default_factory=FinalSettings,
+        description="the comparison of the best designs with known ones, after the trials; its time is not of the "
+        "budget. null: none",
+    )
     warm_start: tuple[Path, ...] = Field((), description="run folders of earlier searches to learn from")
 
     @model_validator(mode="before")
@@ -151,6 +157,8 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
                 f"{source}: release names {method!r}, and the base releases {', '.join(base.release.methods)}. "
                 "Choose among these, or add it: overrides={release.methods: [...]}."
             )
+    if config.final:
+        config.final.check(base.attack, source)
     training_of(config, base)
     return base
 

@@ -64,6 +64,8 @@ def search(
 def _look(look: Look, rest: list[str], as_json: bool) -> None:
     from xinv.progress import clock
     from xinv.search import best as searches
+    from xinv.search.comparison import read_final
+    from xinv.search.comparison import rows as comparison_rows
 
     if len(rest) != 1:
         raise InputError(f"xinv search {look.value} needs one run folder, such as runs/digits-search.")
@@ -72,9 +74,11 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
     shown = list(past.trials.values()) if look is Look.status else searches.pareto(past) or order[:1]
     found: dict[str, Any] = searches.status(config, past)
     path = searches.write_best(config, past) if look is Look.best else None
+    final = read_final(config.folder) if look is Look.best else None
     if as_json:
         rows = [searches.described(trial) for trial in shown]
-        print(json.dumps({**found, "trials": rows, "best_file": str(path) if path else None}))
+        more = {"comparison": final} if final else {}
+        print(json.dumps({**found, "trials": rows, "best_file": str(path) if path else None, **more}))
         return
     console = screen()
     if shown:
@@ -83,5 +87,12 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
     console.print(f"{states or 'no trials yet'}; {found['refused']} candidates refused; {clock(found['elapsed'])}")
     if order:
         console.print(f"Best: {order[0].title or order[0].id}, MSE {order[0].score:.5f} on the attacker's own images")
+    if final:
+        console.print("\nFinal comparison, on the victims:")
+        print_table(console, comparison_rows(final), words=2)
+    if found["final"] == "stale":
+        console.print(
+            f"The final comparison is not of trial {order[0].id}; start the search again, and it is made anew."
+        )
     if path:
         console.print(f"Use it: xinv audit CONFIG name=... inverter={path}", soft_wrap=True)
