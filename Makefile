@@ -36,6 +36,7 @@ test-slow: .venv/dev ## the suites that take minutes: whole audits, kills, resum
 bench: .venv/dev ## the figures of tests/bench
 	$(BIN)/python tests/bench/demo_cost.py
 	$(BIN)/python tests/bench/explanations.py
+	$(BIN)/python tests/bench/search.py
 
 clean:           ## removes the environment and caches, never a run
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

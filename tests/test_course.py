@@ -7,7 +7,9 @@ import pytest
 from searches import Play, TinySpace, load
 
 from xinv.errors import InputError, WorkError
+from xinv.search.best import pareto
 from xinv.search.record import TRIALS, read
+from xinv.search.study import Outcome, Study
 
 pytest.importorskip("optuna")
 
@@ -41,20 +43,21 @@ def test_candidates_over_the_budget_are_counted_and_never_begun(tmp_path: Path) 
     assert numbers == list(range(len(numbers))), "refused or begun, every proposal has a number of its own"
 
 
-@pytest.mark.parametrize("searcher", ["tpe", "random"])
-def test_the_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path, searcher: str) -> None:
+@pytest.mark.parametrize("how", [("searcher=tpe",), ("searcher=random",), ("searcher=tpe", "second=flops")])
+def test_the_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path, how: tuple[str, ...]) -> None:
     found = []
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        config = load(tmp_path, f"name={name}", f"seed={seed}", "budget.trials=16", f"searcher={searcher}")
+        config = load(tmp_path, f"name={name}", f"seed={seed}", "budget.trials=16", *how)
         Play(config).to_the_end()
         found.append(content(config.folder))
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("cut", [1, 3, 6, 9, 14, 20, 27])
-def test_cut_off_after_any_line_it_goes_on_as_if_it_had_not_been(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("second", ["null", "parameters"])
+@pytest.mark.parametrize("cut", [1, 3, 6, 9, 14, 20, 27, 40])
+def test_cut_off_after_any_line_it_goes_on_as_if_it_had_not_been(tmp_path: Path, cut: int, second: str) -> None:
     """The record is cut after some line, and the last one torn, as a kill leaves it."""
-    options = ("budget.trials=14", "seed=4")
+    options = ("budget.trials=14", "seed=4", f"second={second}")
     whole = load(tmp_path, "name=whole", *options)
     Play(whole, limit=9).to_the_end()
     text = (whole.folder / TRIALS).read_text().splitlines(keepends=True)
@@ -65,6 +68,37 @@ def test_cut_off_after_any_line_it_goes_on_as_if_it_had_not_been(tmp_path: Path,
     assert content(parted.folder) == content(whole.folder)
     times = [line["elapsed"] for line in lines(parted.folder) if line["kind"] == "report"]
     assert times == sorted(times), "the time of both starts counts"
+
+
+def test_two_objectives_find_a_front_that_random_search_does_not_reach(tmp_path: Path) -> None:
+    """Every trial of a random search is matched by one that is as cheap and as good, and not the other way round."""
+    fronts = {}
+    for name, how in (("both", "second=flops"), ("random", "searcher=random")):
+        config = load(tmp_path, f"name={name}", how, "presets=false", "asha=null", "budget.trials=40", "seed=1")
+        play = Play(config, limit=12)
+        play.to_the_end()
+        fronts[name] = [(trial.cost["flops"], trial.score) for trial in pareto(play.record.past, "flops")]
+
+    def matched(one: tuple[float, float], others: list[tuple[float, float]]) -> bool:
+        return any(other[0] <= one[0] and other[1] <= one[1] for other in others)
+
+    assert len(fronts["both"]) >= 3
+    assert all(matched(one, fronts["both"]) for one in fronts["random"])
+    assert not all(matched(one, fronts["random"]) for one in fronts["both"])
+
+
+def test_with_two_objectives_a_stopped_trial_counts_by_the_error_that_it_reached() -> None:
+    def walk(trial: Any) -> float:
+        return float(trial.suggest_float("x", 0, 1))
+
+    def proposed(last: Outcome) -> list[float]:
+        study = Study("tpe", 0, objectives=2)
+        for number in range(12):
+            study.know(str(number), {"x": number / 12}, walk)
+            study.tell(str(number), last if number == 11 else "finished", {3: 0.9 - number / 20}, price=10.0 + number)
+        return [walk(study.ask(f"next {number}", number)) for number in range(5)]
+
+    assert proposed("stopped") == proposed("finished") != proposed("failed")
 
 
 def test_a_continued_trial_may_tell_its_last_report_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,4 +94,15 @@ def test_a_dead_address_is_given_up_within_the_limit() -> None:
         with pytest.raises(InputError, match=r"No Ray cluster answers at 127\.0\.0\.1:1 "):
             parallel.connect(parallel.WorkerSettings(address="127.0.0.1:1", start_limit=5))
     finally:
+        parallel.connect(SETTINGS)
+
+
+def test_whatever_keeps_ray_from_starting_is_a_work_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard that is not there in time, as on a machine with too much to do, is a bare Exception."""
+
+    def init(**options: object) -> None:
+        raise Exception("Failed to read dashboard.err file")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
+    with pytest.raises(WorkError, match=r"Ray did not start .* dashboard.err"):
         parallel.connect(SETTINGS)

@@ -1,9 +1,10 @@
 """Configurations of searches, what a cluster must have for them, and what is said of one that ran."""
 
+import json
 from pathlib import Path
 
 import pytest
-from searches import Play, load
+from searches import Cost, Play, load
 
 from xinv.cli import run as command
 from xinv.errors import InputError
@@ -11,6 +12,7 @@ from xinv.overrides import dump_yaml
 from xinv.search import settings as searches
 from xinv.search.best import open_run, pareto, ranked, write_best
 from xinv.search.preflight import room_for
+from xinv.search.record import read
 from xinv.search.run import resolved
 from xinv.train.recipe import load_recipe
 
@@ -34,6 +36,7 @@ def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
     [
         ("searcher=pbt", "population based training is not offered"),
         ("objective=accuracy", "objective"),
+        ("second=memory", "second"),
         ("asha.grace=9", "asha.grace is 9, and a trial has 4 epochs"),
         ("release=[occlusion]", "release names 'occlusion', and the base releases gradient, grad_cam"),
         ("release=[gradient, gradient]", "twice"),
@@ -94,6 +97,26 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     assert best.score == front[-1].score
     assert [one.cost["flops"] for one in front] == sorted(one.cost["flops"] for one in front)
     assert command(["search", "status", str(config.folder)]) == 0
+
+
+@pytest.mark.parametrize("second", ["flops", "parameters"])
+def test_the_front_is_of_the_second_objective_that_was_chosen(
+    second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Designs that take many FLOPs for few parameters: the fronts of the two differ."""
+    pytest.importorskip("optuna")
+    monkeypatch.setattr("searches.price", lambda one: Cost(parameters=13 - one.design.width, flops=7, memory_bytes=1))
+    config = load(tmp_path, "budget.trials=20", "asha=null", "presets=false", f"second={second}")
+    Play(config).to_the_end()
+    past = read(config.folder)
+    (config.folder / "resolved.yaml").write_text(dump_yaml(resolved(config, searches.base_audit(config))))
+    assert command(["search", "best", str(config.folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    front = [row["trial"] for row in said["trials"]]
+    best = min(past.trials.values(), key=lambda trial: trial.score)
+    assert said["second"] == second and front[-1] == best.id
+    assert (len(front) == 1) == (second == "flops"), "all take as many FLOPs"
+    assert load_recipe(Path(said["best_file"])).design.model_dump(mode="json") == best.candidate["design"]
 
 
 def test_a_folder_that_is_no_search_and_a_search_that_is_a_folder_are_refused(

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xinv.errors import InputError
 from xinv.files import write_atomic
@@ -34,11 +34,16 @@ def ranked(past: Past) -> list[Trial]:
     return sorted(tried, key=lambda trial: (trial.state != "finished", trial.score, trial.id))
 
 
-def pareto(past: Past) -> list[Trial]:
-    """Finished trials to which no other is at once as good and as cheap (FLOPs of training), the cheapest first."""
+def pareto(past: Past, second: Literal["flops", "parameters"] | None = None) -> list[Trial]:
+    """Finished trials to which no other is at once as good and as cheap, the cheapest first.
+
+    Args:
+        second: what is cheap: FLOPs of training (also where a search has no second objective) or numbers learned.
+    """
+    price = second or "flops"
     finished = [trial for trial in past.trials.values() if trial.state == "finished" and trial.reports]
     found: list[Trial] = []
-    for trial in sorted(finished, key=lambda one: (one.cost["flops"], one.score)):
+    for trial in sorted(finished, key=lambda one: (one.cost[price], one.score)):
         if not found or trial.score < found[-1].score:
             found.append(trial)
     return found
@@ -76,13 +81,14 @@ def write_best(config: SearchConfig, past: Past) -> Path | None:
 
 
 def status(config: SearchConfig, past: Past) -> dict[str, Any]:
-    """{"name", "states", "refused", "elapsed", "budget", "best", "final"}: plain values for the terminal or JSON.
+    """{"name", "second", "states", "refused", "elapsed", "budget", "best", "final"}: plain values for the terminal or JSON.
 
     "final": "made", or "stale" where final.json is of another best; None where there is none.
     """
     order = ranked(past)
     return {
         "name": config.name,
+        "second": config.second,
         "states": dict(Counter(trial.state for trial in past.trials.values())),
         "refused": len(past.refused),
         "elapsed": round(past.elapsed, 1),

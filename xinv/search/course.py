@@ -40,7 +40,7 @@ class Course:
     ) -> None:
         self.config, self.task, self.space, self.price, self.record = config, task, space, price, record
         self._clock, self._before = clock, record.past.elapsed
-        self._study = Study(config.searcher, config.seed)
+        self._study = Study(config.searcher, config.seed, 2 if config.second else 1)
         self._seen: dict[str, str] = {}  # digest of a candidate -> its trial
         self.live: set[str] = set()
         self.exhausted = False
@@ -156,7 +156,7 @@ class Course:
         """Tell the searcher of a candidate that is not begun: as its twin's, where that has come to an end."""
         known = self.past.trials[twin] if twin else None
         if known is not None and known.state in ("finished", "stopped"):
-            self._study.tell(key, known.state, _scores(known))
+            self._study.tell(key, known.state, _scores(known), self._price(known))
         else:
             self._study.tell(key, "refused", {})
 
@@ -208,7 +208,12 @@ class Course:
         outcome: Outcome = trial.state
         if outcome == "finished" and not trial.reports:
             outcome = "failed"
-        self._study.tell(_key(trial.proposal) if trial.proposal is not None else trial.id, outcome, _scores(trial))
+        key = _key(trial.proposal) if trial.proposal is not None else trial.id
+        self._study.tell(key, outcome, _scores(trial), self._price(trial))
+
+    def _price(self, trial: Trial) -> float | None:
+        """The second objective, where there is one."""
+        return float(trial.cost[self.config.second]) if self.config.second else None
 
     # -------------------------------------------------------------------------------------------------- what was before
 
@@ -273,7 +278,7 @@ class Course:
             if candidate is not None and trial.state != "running":
                 key = f"{folder} {trial.id}"
                 self._study.know(key, trial.parameters or {}, self.space.propose)
-                self._study.tell(key, trial.state, _scores(trial))
+                self._study.tell(key, trial.state, _scores(trial), self._price(trial))
         return []
 
 

@@ -90,6 +90,11 @@ class SearchConfig(BaseModel):
     objective: Literal["mse"] = Field(
         "mse", description="what is made small: the squared error on the attacker's own validation images"
     )
+    second: Literal["flops", "parameters"] | None = Field(
+        None,
+        description="what is made small beside the error, for a front of designs of which none is worse in both: "
+        "FLOPs of a training step, or numbers learned. Halving goes by the error alone. null: the error is all",
+    )
     epochs: int = Field(12, ge=1, description="epochs of a trial that is not ended early, and of the learning rate")
     asha: AshaSettings | None = Field(
         default_factory=AshaSettings, description="how trials are ended early; null: all run to their end"

@@ -71,7 +71,7 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
         raise InputError(f"xinv search {look.value} needs one run folder, such as runs/digits-search.")
     config, past = searches.open_run(Path(rest[0]))
     order = searches.ranked(past)
-    shown = list(past.trials.values()) if look is Look.status else searches.pareto(past) or order[:1]
+    shown = list(past.trials.values()) if look is Look.status else searches.pareto(past, config.second) or order[:1]
     found: dict[str, Any] = searches.status(config, past)
     path = searches.write_best(config, past) if look is Look.best else None
     final = read_final(config.folder) if look is Look.best else None
