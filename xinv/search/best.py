@@ -81,7 +81,8 @@ def write_best(config: SearchConfig, past: Past) -> Path | None:
 
 
 def status(config: SearchConfig, past: Past) -> dict[str, Any]:
-    """{"name", "second", "states", "refused", "elapsed", "budget", "best", "final"}: plain values for the terminal or JSON.
+    """Plain values for the terminal or JSON: {"name", "second", "states", "refused", "elapsed", "budget", "best",
+    "final"}.
 
     "final": "made", or "stale" where final.json is of another best; None where there is none.
     """
