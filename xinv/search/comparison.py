@@ -51,6 +51,11 @@ class FinalSettings(BaseModel):
         description="known designs to compare with, by name: presets, or attack.designs of the base; null: those of "
         f"{', '.join(KNOWN)} that read what the search's inverters read, whatever the budgets of the space",
     )
+    regimes: tuple[Regime, ...] = Field(
+        ("samples", "flops"),
+        min_length=1,
+        description="what is equal: the images seen (samples), the FLOPs of training (flops), or one after the other",
+    )
     best: int = Field(1, ge=1, le=10, description="how many of the best designs are compared")
     pictures: int = Field(8, ge=0, le=64, description="victims whose reconstructions are kept; 0: none")
 
@@ -60,6 +65,8 @@ class FinalSettings(BaseModel):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"presets names {twice[0]!r} twice")
+        if len(set(self.regimes)) < len(self.regimes):
+            raise ValueError("regimes names one twice")
         return self
 
     def check(self, attack: AttackSettings, source: str) -> None:

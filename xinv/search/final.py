@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -143,12 +143,16 @@ class Final:
         names = {one.title for one in found}
         return [*found, *(one for one in self.rivals if one.title not in names)]
 
+    def target(self, best: Contender) -> int:
+        """FLOPs of a training in regime "flops": those of the best design in regime "samples"."""
+        return self.price(best).flops * self.task.samples * self.config.epochs
+
     def entrants(self, contenders: Sequence[Contender]) -> list[Entrant]:
         """Every contender in every regime."""
         per_epoch = {one.title: self.price(one).flops * self.task.samples for one in contenders}
-        target = per_epoch[contenders[0].title] * self.config.epochs
+        target = self.target(contenders[0])
         found = []
-        for regime in get_args(Regime):
+        for regime in self.settings.regimes:
             for one in contenders:
                 each = per_epoch[one.title]
                 epochs = self.config.epochs if regime == "samples" else epochs_for(target, each)
@@ -261,7 +265,7 @@ class Final:
         return {
             "seeds": self.settings.seeds,
             "samples": self.task.samples * self.config.epochs,
-            "flops": entrants[0].flops,
+            "flops": self.target(entrants[0].contender),
             "victims": len(samples["key"]),
             "entries": entries,
             "ratios": self._ratios(entrants, samples),
@@ -288,13 +292,13 @@ class Final:
         return found
 
     def _save_pictures(self, path: Path, entrants: Sequence[Entrant]) -> None:
-        """uint8 NHWC: "truth", and the reconstructions of every design in regime "samples", first seed."""
+        """uint8 NHWC: "truth", and the reconstructions of every design in the first regime, first seed."""
         from safetensors.numpy import save_file
 
         with np.load(path, allow_pickle=False) as pictures:
             images = {"truth": pictures["original"]}
             for entrant in entrants:
-                if entrant.regime == "samples":
+                if entrant.regime == self.settings.regimes[0]:
                     images[entrant.contender.title] = pictures[f"reconstruction:{entrant.title}"]
         out = make_private(self.config.folder / FOLDER) / IMAGES
         with aside(out) as draft:
