@@ -2,8 +2,8 @@
 
 Tune places trials, keeps their processes for the next one, and starts those again that lost their machine. What it is
 given to place comes from a `Course`, by way of three small classes in Tune's own terms: `Proposer` (a Searcher),
-`Halving` (its asynchronous successive halving, by our epochs) and `TrialProcess` (a Trainable, in the worker). Tune's
-own snapshots and logs are not used; `record.py` says why.
+`Halving` (its asynchronous successive halving, by our epochs) and `TrialProcess` (a Trainable, in the worker:
+`process.py`). Tune's own snapshots and logs are not used; `record.py` says why.
 
 A trial is stopped between two validations, never within a step: its process is idle then, waits for the next candidate,
 and no process or placement group is killed or leaked.
@@ -16,20 +16,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, Trainable
+from ray.tune import Callback
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from xinv.errors import InputError, WorkError
-from xinv.files import make_private, read_json, write_json
-from xinv.parallel import redirect
+from xinv.files import make_private, write_json
 from xinv.progress import Progress, clock
 from xinv.search.course import Course
+from xinv.search.process import trainable
 from xinv.search.settings import AshaSettings
-from xinv.search.trial import TrialRun
 from xinv.track import Recorder
-from xinv.train.loop import TrainJob
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -39,30 +37,6 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",  # a trial goes on only when its last report is in the record
 }
-
-
-class TrialProcess(Trainable):
-    """The worker: one process for trial after trial. Config: {"trial", "job" (a file), "threads", "log"}."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        redirect(Path(config["log"]))
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._run.close()
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._run = TrialRun(TrainJob.model_validate(read_json(Path(config["job"]))), config["threads"])
-
-    def step(self) -> dict[str, Any]:
-        found = self._run.step()
-        # What comes after "done" is not asked for; the trial's last result says how it ended.
-        return {"done": True, **found} if "ended" in found else found
-
-    def cleanup(self) -> None:
-        self._run.close()
 
 
 class Rungs:
@@ -160,12 +134,15 @@ class Halving(_Unsaved, FIFOScheduler):
 class Proposer(_Unsaved, Searcher):
     """The searcher: hands out the next candidate when a place is free, and hears how a trial ended."""
 
-    def __init__(
-        self, course: Course, halving: Halving, width: int, threads: int, log: Path, trouble: list[Exception]
-    ) -> None:
+    def __init__(self, course: Course, halving: Halving, width: int, log: Path, trouble: list[Exception]) -> None:
         super().__init__()  # no metric: the results of a trial differ in kind, and `Course` knows what to make of them
-        self._course, self._width, self._threads, self._log, self._trouble = course, width, threads, log, trouble
+        self._course, self._width, self._log, self._trouble = course, width, log, trouble
         self._halving = halving
+        self._common = {
+            "place": course.config.place.model_dump(mode="json"),
+            "folder": str((course.config.folder / "ray").resolve()),
+            "log": str(log.resolve()),
+        }
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -179,7 +156,7 @@ class Proposer(_Unsaved, Searcher):
             job = self._course.task.job(trial.candidate, make_private(self._course.folder(trial.id)))
             file = job.folder / "job.json"
             write_json(file, job.model_dump(mode="json"))
-            return {"trial": trial.id, "job": str(file), "threads": self._threads, "log": str(self._log.resolve())}
+            return {"trial": trial.id, "job": str(file), **self._common}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names[trial_id]
@@ -253,11 +230,11 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
     if rungs:
         rungs.catch_up(course)
     halving = Halving(course, rungs, tracker, trouble)
-    resources: dict[str, float] = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
+    process, resources = trainable(place)
     tuner = tune.Tuner(
-        tune.with_resources(TrialProcess, resources),
+        tune.with_resources(process, resources),
         tune_config=tune.TuneConfig(
-            search_alg=Proposer(course, halving, width, place.cpus, log, trouble),
+            search_alg=Proposer(course, halving, width, log, trouble),
             scheduler=halving,
             num_samples=-1,
             reuse_actors=True,
