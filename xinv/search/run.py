@@ -9,6 +9,7 @@ Run from Python:
     print(found["best"]["mse"], found["best_file"])
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
 from xinv.search.best import status, write_best
 from xinv.search.course import Course
+from xinv.search.forecast import forecast, time_first
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
+from xinv.search.runs import TrialRuns
 from xinv.search.settings import UNBOUND, SearchConfig, base_audit, training_of, worker_settings
 from xinv.search.task import Ground, Task
 from xinv.stage import lock
@@ -56,7 +59,8 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
     log = config.folder / "log.txt"
     with lock(config.folder / ".lock", busy):
-        tracker = Tracker(config.folder, base.track, config.name, config.model_dump(mode="json"), log)
+        shown = config.model_dump(mode="json")
+        tracker = Tracker(config.folder, base.track, config.name, shown, log, group=config.name, job="search")
         try:
             tracker.check()
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
@@ -99,11 +103,20 @@ def _trials(
             connect(worker_settings(config, base.workers))
             presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
             room = room_for(config, resources(), max(presets, default=0))
-            tracker.event("room", width=room.width, words=room.words)
+            progress(0, 1, "looking at the machine")
+            workers = worker_settings(config, base.workers)
+            known = any(trial.reports for trial in record.past.trials.values())
+            timed = None if known else time_first(config, task, space, price, workers)
+            ahead = forecast(config, task, space, price, room.width, timed)
+            estimate, words = ahead.seconds(record.past), ahead.words(record.past)
+            tracker.event("room", width=room.width, words=f"{room.words}; {words}", seconds=estimate)
+            progress(0, 1, f"{room.width} at once; {words}")
             begun = time.monotonic()  # the time is that of the trials
             from xinv.search.tune import search  # Ray Tune: not before it is needed
 
-            search(course, room.width, config.folder / "log.txt", tracker, progress)
+            log = config.folder / "log.txt"
+            with contextlib.closing(TrialRuns(config, base.track, record.past, log)) as runs:
+                search(course, ahead, log, runs, progress)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
     path = write_best(config, record.past)
     if path is None:

@@ -23,11 +23,13 @@ from ray.tune.search import Searcher
 
 from xinv.errors import InputError, WorkError
 from xinv.files import make_private, write_json
+from xinv.parallel import check_alive
 from xinv.progress import Progress, clock
 from xinv.search.course import Course
+from xinv.search.forecast import Forecast
 from xinv.search.process import trainable
+from xinv.search.runs import TrialRuns
 from xinv.search.settings import AshaSettings
-from xinv.track import Recorder
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -37,6 +39,9 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",  # a trial goes on only when its last report is in the record
 }
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at whether the cluster lives."""
 
 
 class Rungs:
@@ -95,23 +100,23 @@ class _Unsaved:
 class Halving(_Unsaved, FIFOScheduler):
     """The scheduler: the first to see a report. It goes into the record, then it is decided on."""
 
-    def __init__(self, course: Course, rungs: Rungs | None, tracker: Recorder, trouble: list[Exception]) -> None:
+    def __init__(self, course: Course, rungs: Rungs | None, runs: TrialRuns, trouble: list[Exception]) -> None:
         super().__init__()
-        self._course, self._rungs, self._tracker, self._trouble = course, rungs, tracker, trouble
+        self._course, self._rungs, self.runs, self._trouble = course, rungs, runs, trouble
         self.lost: dict[str, str] = {}
         """Why a trial last lost its process."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with _Noted(self._trouble):
-            return self._decide(trial.config["trial"], result)
+            decision = self._decide(trial.config["trial"], result)
+            self.runs.told(trial.config["trial"])
+            return decision
 
     def _decide(self, name: str, result: dict[str, Any]) -> str:
         course, epoch = self._course, int(result["epoch"])
         if course.past.trials[name].state != "running":
             return TrialScheduler.STOP  # started again by Tune after its end was written down
         if course.report(name, epoch, result["mse"], result["loss"], result["seconds"]):
-            values = {"mse": result["mse"], "loss": result["loss"]}
-            self._tracker.event("metrics", series=f"trial {name}", step=epoch, values=values)
             known = course.past.trials[name]
             if self._rungs and self._rungs.stops(name, epoch, known.score):
                 course.end(name, "stopped", _halved(epoch))
@@ -127,6 +132,7 @@ class Halving(_Unsaved, FIFOScheduler):
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):
                 raise cause
+            check_alive()  # a trial is not to blame for the end of the whole cluster
             # Tune says this of every failure, those included after which it starts the trial again: no end yet.
             self.lost[trial.config["trial"]] = _last_line(error)
 
@@ -167,6 +173,7 @@ class Proposer(_Unsaved, Searcher):
                 raise WorkError(f"Trial {name}: {result['reason']}. The log {self._log} has the rest.")
             elif result and "ended" in result:  # else `Halving` has seen to it
                 self._course.end(name, result["ended"], result["reason"])
+            self._halving.runs.told(name)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""
@@ -179,27 +186,36 @@ class Proposer(_Unsaved, Searcher):
 
 
 class _Line(_Unsaved, Callback):
-    """The live line of the terminal, and Tune's pulse."""
+    """The live line of the terminal; and Tune's pulse, at which the cluster is looked at."""
 
-    def __init__(self, course: Course, progress: Progress) -> None:
-        self._course, self._progress, self._told = course, progress, 0.0
+    def __init__(self, course: Course, ahead: Forecast, progress: Progress, trouble: list[Exception]) -> None:
+        self._course, self._ahead, self._progress, self._trouble = course, ahead, progress, trouble
+        self._told = self._looked = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self._told > 0.5:
-            self._told = time.monotonic()
-            self._progress(*standing(self._course))
+        now = time.monotonic()
+        if now - self._told > 0.5:
+            self._told = now
+            self._progress(*standing(self._course, self._ahead))
+        if now - self._looked > LOOK_EVERY:
+            self._looked = now
+            with _Noted(self._trouble):
+                check_alive()
 
 
-def standing(course: Course) -> tuple[float, float, str]:
+def standing(course: Course, ahead: Forecast) -> tuple[float, float, str]:
     """(done, total, note) of the live line: share of the trials or of the time, whichever is further."""
     past, budget = course.past, course.config.budget
     over = sum(trial.state != "running" for trial in past.trials.values())
     best = min(past.trials.values(), key=lambda trial: trial.score, default=None)
     known = f"best {best.score:.5f} ({best.title or best.id})" if best and best.reports else ""
-    share = over / budget.trials
+    share, left = over / budget.trials, ahead.seconds(past)
     if budget.minutes is not None:
         share = max(share, min(1.0, course.elapsed() / (60 * budget.minutes)))
-        known += f", {clock(max(0.0, 60 * budget.minutes - course.elapsed()))} of its time left"
+        allowed = max(0.0, 60 * budget.minutes - course.elapsed())
+        left = allowed if left is None else min(left, allowed)
+    if left is not None:
+        known += f", about {clock(left)} left (an estimate)"
     return share, 1.0, f"{over}/{budget.trials} trials, {len(course.live)} running  {known}"
 
 
@@ -217,7 +233,7 @@ class _Noted:
             self._trouble.append(error)
 
 
-def search(course: Course, width: int, log: Path, tracker: Recorder, progress: Progress) -> None:
+def search(course: Course, ahead: Forecast, log: Path, runs: TrialRuns, progress: Progress) -> None:
     """Run trials until the course has no more. Needs a connection (`parallel.connect`).
 
     Raises:
@@ -229,12 +245,13 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
     rungs = Rungs(config.asha, config.epochs) if config.asha else None
     if rungs:
         rungs.catch_up(course)
-    halving = Halving(course, rungs, tracker, trouble)
+    runs.catch_up()
+    halving = Halving(course, rungs, runs, trouble)
     process, resources = trainable(place)
     tuner = tune.Tuner(
         tune.with_resources(process, resources),
         tune_config=tune.TuneConfig(
-            search_alg=Proposer(course, halving, width, log, trouble),
+            search_alg=Proposer(course, halving, ahead.width, log, trouble),
             scheduler=halving,
             num_samples=-1,
             reuse_actors=True,
@@ -246,7 +263,7 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
             storage_path=str((config.folder / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=place.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the training has its own
-            callbacks=[_Line(course, progress)],
+            callbacks=[_Line(course, ahead, progress, trouble)],
             verbose=0,
         ),
     )
