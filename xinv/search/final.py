@@ -169,16 +169,19 @@ class Final:
         asked = {one.label: one for entrant in entrants for one in self.trainings(entrant)}
         flops = {one.label: entrant.flops for entrant in entrants for one in self.trainings(entrant)}
         memory = max(self.price(entrant.contender).memory_bytes for entrant in entrants)
-        retraining = Retraining(self.config, self.base, self.task, asked, flops, memory, self.tracker)
-        quiet = Ground(self.base, unseen, self.tracker, group)
-        with screen("Final comparison: trainings") as progress:
-            left = retraining.left(quiet)
-            if left:
-                retraining.run(left, progress)
-            progress(1, 1, f"{len(left)} trainings" if left else f"{len(asked)} trainings (kept)")
+        seen = Ground(self.base, screen, self.tracker, group)
+        trainer = seen
+        if self.config.place.workers == 1:  # else `group` trains them one after the other, on all its ranks
+            retraining = Retraining(self.config, self.base, self.task, asked, flops, memory, self.tracker)
+            trainer = Ground(self.base, unseen, self.tracker, group)
+            with screen("Final comparison: trainings") as progress:
+                left = retraining.left(trainer)
+                if left:
+                    retraining.run(left, progress)
+                progress(1, 1, f"{len(left)} trainings" if left else f"{len(asked)} trainings (kept)")
         images, releases = self.task.images, self.task.releases
-        trained = {label: train_inverter(quiet, images, releases, one) for label, one in asked.items()}
-        scored = self._scored(Ground(self.base, screen, self.tracker, group), entrants, trained)
+        trained = {label: train_inverter(trainer, images, releases, one) for label, one in asked.items()}
+        scored = self._scored(seen, entrants, trained)
         with np.load(scored.folder / "samples.npz", allow_pickle=False) as samples:
             content = self.content(entrants, trained, dict(samples))
         if content["pictures"]:

@@ -9,6 +9,7 @@ Run from Python:
     print(found["best"]["mse"], found["best_file"])
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,14 +20,16 @@ from xinv.config import AuditConfig, bind_folder
 from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
-from xinv.progress import Show, unshown
+from xinv.progress import Progress, Show, unshown
 from xinv.search.best import ranked, status, write_best
 from xinv.search.comparison import discard_stale
 from xinv.search.course import Course
 from xinv.search.final import Final
+from xinv.search.forecast import Forecast, forecast, time_first
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
+from xinv.search.runs import TrialRuns
 from xinv.search.settings import UNBOUND, SearchConfig, base_audit, worker_settings
 from xinv.search.task import Ground, Task
 from xinv.stage import lock
@@ -62,7 +65,8 @@ def run(
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
     log = config.folder / "log.txt"
     with lock(config.folder / ".lock", busy):
-        tracker = Tracker(config.folder, base.track, config.name, config.model_dump(mode="json"), log)
+        shown = config.model_dump(mode="json")
+        tracker = Tracker(config.folder, base.track, config.name, shown, log, group=config.name, job="search")
         try:
             tracker.check()
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
@@ -104,14 +108,13 @@ def _trials(
         else:
             progress(0, 1, "looking at the space")
             course.check()
-            connect(worker_settings(config, base.workers))
-            presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
-            room = room_for(config, resources(), max(presets, default=0))
-            tracker.event("room", width=room.width, words=room.words)
+            ahead = _prepared(config, base, course, tracker, progress)
             begun = time.monotonic()  # the time is that of the trials
             from xinv.search.tune import search  # Ray Tune: not before it is needed
 
-            search(course, room.width, config.folder / "log.txt", tracker, progress, show)
+            log = config.folder / "log.txt"
+            with contextlib.closing(TrialRuns(config, base.track, record.past, log)) as runs:
+                search(course, ahead, log, runs, progress, show)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
     discard_stale(config.folder, ranked(record.past))
     path = write_best(config, record.past)
@@ -119,9 +122,30 @@ def _trials(
         reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
     if final is not None:
-        workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
+        workers = worker_settings(config, base.workers).model_copy(update={"count": config.place.workers})
         with TrainingGroup(workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
             final.run(record.past, group, screen)
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
     return {**found, "best_file": str(path)}
+
+
+def _prepared(
+    config: SearchConfig, base: AuditConfig, course: Course, tracker: Tracker, progress: Progress
+) -> Forecast:
+    """Connect to the cluster, and work out what it has room for and how long the search will take.
+
+    InputError where it has no room for one trial.
+    """
+    workers, space, price, past = worker_settings(config, base.workers), course.space, course.price, course.past
+    connect(workers)
+    presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
+    room = room_for(config, resources(), max(presets, default=0))
+    progress(0, 1, "looking at the machine")
+    known = any(trial.reports for trial in past.trials.values())
+    timed = None if known else time_first(config, course.task, space, price, workers)
+    ahead = forecast(config, course.task, space, price, room.width, timed)
+    words = ahead.words(past)
+    tracker.event("room", width=room.width, words=f"{room.words}; {words}", seconds=ahead.seconds(past))
+    progress(0, 1, f"{room.width} at once; {words}")
+    return ahead

@@ -55,13 +55,31 @@ class PlaceSettings(BaseModel):
         description="trials side by side; null: as many as CPUs and GPUs allow. One at a time, the same seed proposes "
         "the same candidates; several learn from each other in the order in which they happen to end",
     )
-    cpus: int = Field(1, ge=1, description="CPU cores, and so computing threads, of each")
-    gpus: float = Field(0, ge=0, le=1, description="share of a GPU that each has; 0.5 puts two on one GPU")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="training processes (ranks) of each trial; 1: it trains inside Ray Tune's own process and starts "
+        "at once; more: DeepSpeed on a group that Ray Train places, for designs that one GPU cannot hold or is slow at",
+    )
+    cpus: int = Field(1, ge=1, description="CPU cores, and so computing threads, of each worker")
+    gpus: float = Field(
+        0, ge=0, le=1, description="share of a GPU that each worker has; 0.5 puts two trials of one worker on one GPU"
+    )
     address: str | None = Field(
         None, description="a running Ray cluster, host:port or auto; null: workers.address of the base"
     )
     max_failures: int = Field(2, ge=0, description="how often a trial that lost its machine is started again")
-    start_limit: int = Field(180, ge=1, description="seconds to wait for the cluster")
+    start_limit: int = Field(
+        180, ge=1, description="seconds to wait for the cluster, and for the workers of a trial to start"
+    )
+
+    @model_validator(mode="after")
+    def _ranks_share_no_gpu(self) -> "PlaceSettings":
+        if self.workers > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"place.gpus is {self.gpus:g}: {self.workers} workers of one trial cannot share a GPU; 0 or 1"
+            )
+        return self
 
 
 class SearchConfig(BaseModel):
