@@ -21,6 +21,7 @@ from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
 from xinv.search.best import status, write_best
 from xinv.search.course import Course
+from xinv.search.findings import note_start, write_report
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
@@ -59,6 +60,7 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
         tracker = Tracker(config.folder, base.track, config.name, config.model_dump(mode="json"), log)
         try:
             tracker.check()
+            note_start(tracker)
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
             with TrainingGroup(workers, make_private(config.folder / "ray"), log) as group:
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
@@ -111,4 +113,6 @@ def _trials(
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
+    with screen("Report") as progress:
+        progress(1, 1, str(write_report(config, record.past)))
     return {**found, "best_file": str(path)}
