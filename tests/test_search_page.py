@@ -24,6 +24,7 @@ from xinv.overrides import dump_yaml
 from xinv.report import amounts
 from xinv.report.design_drawing import drawing
 from xinv.report.design_words import nearest, training_words, words
+from xinv.report.search_chart import round_numbers
 from xinv.search.best import ranked
 from xinv.search.findings import findings, note_start, write_report
 from xinv.search.record import Past, read
@@ -393,3 +394,11 @@ def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     blue = np.abs(pixels.astype(int) - (0x1F, 0x4E, 0x79)).sum(1) < 12
     assert blue.sum() > 2000, "charts in the accent colour"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "first"), [(0.002, 0.9, 0.01), (3e6, 2e9, 1e7), (0.0099, 0.0101, 0.01), (8.6e8, 1.16e9, 9e8)]
+)
+def test_a_logarithmic_axis_has_round_ticks_however_short(low: float, high: float, first: float) -> None:
+    ticks = round_numbers(low, high)
+    assert ticks[0] == pytest.approx(first, rel=0.01) and 1 <= len(ticks) <= 8 and ticks == sorted(ticks)

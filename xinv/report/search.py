@@ -171,8 +171,10 @@ def _front(found: Found, named: Mapping[str, Named]) -> Panel | None:
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def _line(trial: Trial, *cells: str) -> Line:
-    what = "preset" if trial["origin"] == "preset" else trial["title"] if trial["title"] != called(trial) else ""
+def _line(trial: Trial, *cells: str, parameters: bool = False) -> Line:
+    chosen = (trial["parameters"] or {}).items() if parameters else ()
+    said = ["preset" if trial["origin"] == "preset" else trial["title"]]
+    what = ", ".join(filter(None, [*said, *(f"{name} {_plain(value)}" for name, value in chosen)]))
     return Line(called(trial), what, "", 0, tuple(Cell(text) for text in cells), trial["state"] != "finished")
 
 
@@ -207,6 +209,7 @@ def _trials_table(found: Found) -> Sheet:
                 amounts.flops(one["cost"]["flops"]),
                 amounts.flops(one["flops"]) if one["flops"] else "–",
                 clock(one["seconds"]),
+                parameters=True,
             )
         )
     headings = (

@@ -1,14 +1,14 @@
 """The charts of a search: learning curves, the best so far against compute, what mattered, error against cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from xinv.report import amounts
 from xinv.report.factor_chart import COLOURS
@@ -18,6 +18,13 @@ PALE = "#d3d9de"
 PRESET_COLOURS = COLOURS[1:]  # the first is the accent, which is the best trial's
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 LABEL = 8.0  # points
+ROUND = (
+    (1.0,),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
+    *(tuple(1.0 + step / parts for step in range(9 * parts)) for parts in (2, 4, 20)),
+)
+"""First digits of the ticks of a logarithmic axis, from few to many."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,13 @@ def learning_chart(curves: Sequence[Curve], epochs: int) -> str:
             colour = curve.name.colour if curve.name else GREY if curve.whole else PALE
             width = 0.8 if curve.name is None else 1.6 if curve.name.number is not None else 2.6
             line = curve.name.dashes if curve.name else "-"
-            marker = "." if len(x) == 1 else "x" if curve.name and not curve.whole else ""
+            marker = "x" if curve.name and not curve.whole else "." if len(x) == 1 else ""
             axes.plot(x, y, color=colour, linewidth=width, linestyle=line, marker=marker, markevery=[-1], markersize=5)
         axes.set_xlim(0.6 if epochs > 1 else 0.5, max(epochs, 1) + 0.02 * epochs)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel("epoch", color=FAINT)
         _log_error(axes, [mse for curve in curves for _, mse in curve.points])
-        _labels(axes, [(*curve.points[-1], curve.name) for curve in curves if curve.name])
+        _labels(axes, 3.7, [(*curve.points[-1], curve.name) for curve in curves if curve.name])
         return svg_uri(figure)
 
 
@@ -90,7 +97,7 @@ def progress_chart(steps: Sequence[tuple[float, float]], marks: Sequence[Dot]) -
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amounts.flops(value) if value else "0"))
         axes.set_xlabel("training of all trials together", color=FAINT)
         _log_error(axes, [*y, *(dot.error for dot in marks)])
-        _labels(axes, [(dot.cost, dot.error, dot.name) for dot in marks if dot.name])
+        _labels(axes, 3.2, [(dot.cost, dot.error, dot.name) for dot in marks if dot.name])
         return svg_uri(figure)
 
 
@@ -111,14 +118,13 @@ def front_chart(dots: Sequence[Dot], front: Sequence[Dot]) -> str:
             axes.plot([dot.cost], [dot.error], "o", color=ACCENT, markersize=5)
             if dot.name is None:
                 _beside(axes, dot.cost, dot.error, dot.label, FAINT)
-        axes.set_xscale("log")
         _log_cost(axes, [dot.cost for dot in dots])
         axes.set_xlabel("a training step, for each image", color=FAINT)
         _log_error(axes, [dot.error for dot in dots])
         for dot in dots:
             if dot.name:
                 _mark(axes, dot)
-                _beside(axes, dot.cost, dot.error, dot.name.title, dot.name.colour, above=True)
+                _beside(axes, dot.cost, dot.error, dot.name.title, dot.name.colour, above=dot.name.number is not None)
         return svg_uri(figure)
 
 
@@ -165,28 +171,37 @@ def _prominence(curve: Curve) -> tuple[bool, bool, bool]:
 def _log_error(axes: Axes, values: Sequence[float]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("validation MSE", color=FAINT)
-    _log_limits(axes.set_ylim, values)
-    _log_ticks(axes.yaxis, values, lambda value: f"{value:.6f}".rstrip("0") if value >= 1e-5 else f"{value:g}")
+    axes.set_ylim(
+        _dress_log(axes.yaxis, values, lambda value: f"{value:.6f}".rstrip("0") if value >= 1e-4 else f"{value:g}")
+    )
 
 
 def _log_cost(axes: Axes, values: Sequence[float]) -> None:
-    _log_limits(axes.set_xlim, values)
-    _log_ticks(axes.xaxis, values, amounts.flops)
+    axes.set_xscale("log")
+    axes.set_xlim(_dress_log(axes.xaxis, values, amounts.flops))
 
 
-def _log_limits(limit: Any, values: Sequence[float]) -> None:
-    positive = [value for value in values if value > 0]
-    low, high = (min(positive), max(positive)) if positive else (0.1, 1.0)
-    room = max(0.08 * math.log(high / low), 0.15)
-    limit(math.exp(math.log(low) - room), math.exp(math.log(high) + room))
-
-
-def _log_ticks(axis: Any, values: Sequence[float], text: Any) -> None:
+def _dress_log(axis: Any, values: Sequence[float], text: Callable[[float], str]) -> tuple[float, float]:
+    """Few round ticks for a logarithmic axis, however small its part of a decade; the limits that hold `values`."""
     positive = [value for value in values if value > 0] or [1.0]
-    narrow = max(positive) < 30 * min(positive)
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    low, high = math.log(min(positive)), math.log(max(positive))
+    room = max(0.08 * (high - low), 0.15)
+    limits = math.exp(low - room), math.exp(high + room)
+    axis.set_major_locator(FixedLocator(round_numbers(*limits)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    return limits
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """At least three numbers from `low` to `high`, both positive, as round as can be."""
+    found: list[float] = []
+    for steps in ROUND:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _mark(axes: Axes, dot: Dot) -> None:
@@ -196,6 +211,7 @@ def _mark(axes: Axes, dot: Dot) -> None:
 
 
 def _beside(axes: Axes, x: float, y: float, text: str, colour: str, above: bool = False) -> None:
+    """A label above a dot, or below it to the right, where a falling line of steps leaves room."""
     offset = (0, 6) if above else (5, -9)
     axes.annotate(
         text,
@@ -208,13 +224,12 @@ def _beside(axes: Axes, x: float, y: float, text: str, colour: str, above: bool 
     )
 
 
-def _labels(axes: Axes, ends: Sequence[tuple[float, float, Named]]) -> None:
+def _labels(axes: Axes, height: float, ends: Sequence[tuple[float, float, Named]]) -> None:
     """Names in a column at the right, each as high as its point where there is room, joined to it by a thin line."""
     if not ends:
         return
     low, high = (math.log(limit) for limit in axes.get_ylim())
-    height = axes.figure.get_figheight() * 72 * 0.8  # points that the axes have, about
-    gap = 1.25 * LABEL / height
+    gap = 1.25 * LABEL / (0.8 * 72 * height)  # of the height of the axes, which is about so much of the picture's
     ordered = sorted(ends, key=lambda end: end[1])
     places: list[float] = []
     for _, y, _ in ordered:
@@ -231,5 +246,12 @@ def _labels(axes: Axes, ends: Sequence[tuple[float, float, Named]]) -> None:
             color=name.colour,
             va="center",
             fontweight="bold" if name.number is None else "normal",
-            arrowprops={"arrowstyle": "-", "color": name.colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": GREY,
+                "linewidth": 0.7,
+                "linestyle": ":",
+                "shrinkA": 1,
+                "shrinkB": 4,
+            },
         )

@@ -19,7 +19,7 @@ START = "search start"
 
 
 def note_start(tracker: Recorder) -> None:
-    """Leave the event from which the report knows who computed."""
+    """Leave the event from which the report knows who computed: at each start that goes on with trials."""
     libraries = versions() | {"optuna": metadata.version("optuna")}
     tracker.event(START, git=git_revision(), versions=libraries, machine=machine())
 
@@ -41,7 +41,7 @@ def findings(config: SearchConfig, past: Past) -> dict[str, Any]:
         best first (`best.ranked`); "front": the ids of `best.pareto`; "progress": {"trial", "flops", "mse"} after each
         validation in the order of the record, with the training FLOPs of all trials until then; "refused": {"title",
         "reason"} of candidates; "importance": `importance.importance`; "final": final.json, or null; "starts": the
-        code, versions and machine of each start; and what was asked for.
+        code, versions and machine of each start that went on with trials; and what was asked for.
     """
     audit = base_audit(config, config.name)
     return {
@@ -88,6 +88,7 @@ def _described(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "flops": trial.flops,
         "cost": trial.cost,
+        "parameters": trial.parameters,
         "candidate": trial.candidate,
     }
 

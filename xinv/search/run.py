@@ -60,7 +60,6 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
         tracker = Tracker(config.folder, base.track, config.name, config.model_dump(mode="json"), log)
         try:
             tracker.check()
-            note_start(tracker)
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
             with TrainingGroup(workers, make_private(config.folder / "ray"), log) as group:
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
@@ -102,6 +101,7 @@ def _trials(
             presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
             room = room_for(config, resources(), max(presets, default=0))
             tracker.event("room", width=room.width, words=room.words)
+            note_start(tracker)
             begun = time.monotonic()  # the time is that of the trials
             from xinv.search.tune import search  # Ray Tune: not before it is needed
 
