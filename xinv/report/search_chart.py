@@ -104,8 +104,8 @@ def progress_chart(steps: Sequence[tuple[float, float]], marks: Sequence[Dot]) -
 def front_chart(dots: Sequence[Dot], front: Sequence[Dot]) -> str:
     """Validation MSE against the FLOPs of a training step for an image, both logarithmic, as an SVG `data:` URI.
 
-    `front`: the dots that no other beats in both, the cheapest first; joined by steps, labelled where they have none
-    other.
+    `front`: the dots that no other beats in both, the cheapest first; joined by steps, labelled by their trial
+    where nothing else names them.
     """
     with rc_context(SVG_STYLE):
         figure, axes = _opened(7.4, 3.9)

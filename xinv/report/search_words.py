@@ -93,9 +93,10 @@ def final_sentences(found: Found) -> list[str]:
             said.append(f"at {words} {listed(parts)}")
     if not said:
         return []
+    whose = "its" if not _other_winner(found) else f"trial {listed(_compared(found))}’s"
     head = (
         f"Trained anew with {final['seeds']} {'seed' if final['seeds'] == 1 else 'seeds'} and scored on "
-        f"{final['victims']:,} victim images, its MSE is "
+        f"{final['victims']:,} victim images, {whose} MSE is "
     )
     return [head + "; ".join(said) + " (95% intervals over victims and seeds)."]
 
@@ -139,14 +140,19 @@ def cautions(found: Found) -> list[str]:
 
 
 def _other_winner(found: Found) -> str:
-    best, final = best_of(found), found["final"]
-    compared = {one["trial"] for one in (final or {}).get("entries", ()) if one["design"] == "found"}
+    best, compared = best_of(found), _compared(found)
     if best is None or not compared or best["id"] in compared:
         return ""
     return (
-        f"The final comparison is of trial {listed(sorted(compared))}, and trial {best['id']} is the best by now: the "
+        f"The final comparison is of trial {listed(compared)}, and trial {best['id']} is the best by now: the "
         "search has gone on since."
     )
+
+
+def _compared(found: Found) -> list[str]:
+    """The trial that the final comparison calls found."""
+    entries = (found["final"] or {}).get("entries", ())
+    return sorted({str(one["trial"]) for one in entries if one["design"] == "found"})
 
 
 def _lower(own: float, other: float) -> str:

@@ -24,16 +24,17 @@ def note_start(tracker: Recorder) -> None:
     tracker.event(START, git=git_revision(), versions=libraries, machine=machine())
 
 
-def write_report(config: SearchConfig, past: Past) -> Path:
-    """report.html in the run folder. InputError where final.json or its pictures are damaged."""
+def write_report(config: SearchConfig, past: Past, folder: Path) -> Path:
+    """report.html in the run folder, wherever that lies by now. InputError where final.json or its pictures are
+    damaged."""
     from xinv.report.search import write_report as write  # matplotlib: not before it is needed
 
-    path = config.folder / "report.html"
-    write(findings(config, past), config.folder, (config.folder / "resolved.yaml").read_text(), path)
+    path = folder / "report.html"
+    write(findings(config, past, folder), folder, (folder / "resolved.yaml").read_text(), path)
     return path
 
 
-def findings(config: SearchConfig, past: Past) -> dict[str, Any]:
+def findings(config: SearchConfig, past: Past, folder: Path) -> dict[str, Any]:
     """Everything that the report shows.
 
     Returns:
@@ -50,7 +51,7 @@ def findings(config: SearchConfig, past: Past) -> dict[str, Any]:
             "source": audit.data.source.kind,
             "size": audit.data.size,
             "channels": audit.data.channels,
-            "synthetic": _synthetic(config, past, audit.data.source.kind),
+            "synthetic": _synthetic(folder, past, audit.data.source.kind),
         },
         "task": past.task,
         "release": list(config.release),
@@ -66,10 +67,10 @@ def findings(config: SearchConfig, past: Past) -> dict[str, Any]:
         "progress": _progress(past),
         "refused": [{"title": line["title"], "reason": line["reason"]} for line in past.refused],
         "importance": importance(past, config.epochs),
-        "final": _final(config.folder / FINAL),
+        "final": _final(folder / FINAL),
         "starts": [
             {key: event.get(key) for key in ("time", "git", "versions", "machine")}
-            for event in read_events(config.folder)
+            for event in read_events(folder)
             if event["kind"] == START
         ],
     }
@@ -103,9 +104,9 @@ def _progress(past: Past) -> list[dict[str, Any]]:
     return found
 
 
-def _synthetic(config: SearchConfig, past: Past, source: str) -> bool:
+def _synthetic(folder: Path, past: Past, source: str) -> bool:
     """Whether the images show nothing real: as their index says; where that is gone, by the name of their source."""
-    index = config.runs / "stages" / str((past.task or {}).get("images")) / "index.json"
+    index = folder.parent / "stages" / str((past.task or {}).get("images")) / "index.json"
     return bool(read_json(index).get("synthetic")) if index.exists() else source.startswith("synthetic")
 
 

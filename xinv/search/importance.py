@@ -51,14 +51,15 @@ def _rows(trials: Sequence[Trial], scores: Sequence[float]) -> list[dict[str, An
         for name, value in one.items():
             values.setdefault(name, []).append(value)
     ranges = {name: _range(found) for name, found in values.items()}
-    raw = _evaluate(parameters, ranges, scores)
+    study = _study(parameters, ranges)
+    raw = _evaluate(study, scores)
     whole = sum(raw.values())
     if not whole:
         return []
     order, chance = random.Random(0), {name: list[float]() for name in raw}
     for _ in range(SHUFFLES):
         shuffled = order.sample(list(scores), len(scores))
-        for name, value in _evaluate(parameters, ranges, shuffled).items():
+        for name, value in _evaluate(study, shuffled).items():
             chance[name].append(value)
     place = round(CHANCE_SHARE * (SHUFFLES + 1)) - 1
     rows = [
@@ -73,20 +74,25 @@ def _rows(trials: Sequence[Trial], scores: Sequence[float]) -> list[dict[str, An
     return sorted(rows, key=lambda row: (-row["share"], row["name"]))
 
 
-def _evaluate(
-    parameters: Sequence[dict[str, Any]], ranges: dict[str, Any], scores: Sequence[float]
-) -> dict[str, float]:
+def _study(parameters: Sequence[dict[str, Any]], ranges: dict[str, Any]) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
-    for one, score in zip(parameters, scores, strict=True):
+    for one in parameters:
         own = {name: ranges[name] for name in one}
-        study.add_trial(optuna.trial.create_trial(params=one, distributions=own, value=score))
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
+        study.add_trial(optuna.trial.create_trial(params=one, distributions=own, value=0.0))
+    return study
+
+
+def _evaluate(study: Any, scores: Sequence[float]) -> dict[str, float]:
+    """Importance by parameter, where the study's trials have these scores; lower is better."""
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a parameter that few trials have counts for little, as it should
-        found: dict[str, float] = evaluator.evaluate(study)
+        found: dict[str, float] = evaluator.evaluate(study, target=lambda trial: scores[trial.number])
     return found
 
 

@@ -114,5 +114,5 @@ def _trials(
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
     with screen("Report") as progress:
-        progress(1, 1, str(write_report(config, record.past)))
+        progress(1, 1, str(write_report(config, record.past, config.folder)))
     return {**found, "best_file": str(path)}

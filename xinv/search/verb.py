@@ -73,7 +73,7 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
     if look is Look.report:
         from xinv.search.findings import write_report
 
-        page = write_report(config, past)
+        page = write_report(config, past, Path(rest[0]))
         print(json.dumps({"report": str(page)}) if as_json else page)
         return
     order = searches.ranked(past)
