@@ -25,6 +25,7 @@ from xinv.search.best import ranked, status, write_best
 from xinv.search.comparison import discard_stale
 from xinv.search.course import Course
 from xinv.search.final import Final
+from xinv.search.findings import note_start, write_report
 from xinv.search.forecast import Forecast, forecast, time_first
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
@@ -127,6 +128,8 @@ def _trials(
             final.run(record.past, group, screen)
     found = status(config, record.past)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
+    with screen("Report") as progress:
+        progress(1, 1, str(write_report(config, record.past, config.folder)))
     return {**found, "best_file": str(path)}
 
 
@@ -147,5 +150,6 @@ def _prepared(
     ahead = forecast(config, course.task, space, price, room.width, timed)
     words = ahead.words(past)
     tracker.event("room", width=room.width, words=f"{room.words}; {words}", seconds=ahead.seconds(past))
+    note_start(tracker)
     progress(0, 1, f"{room.width} at once; {words}")
     return ahead

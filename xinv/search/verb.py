@@ -16,18 +16,20 @@ class Look(StrEnum):
 
     status = "status"
     best = "best"
+    report = "report"
 
 
 SEARCH_HELP = help_text(
     "Search for an inverter that reconstructs better: trials on Ray Tune; the same command continues them. "
-    "`xinv search status RUN` and `xinv search best RUN` look at a search, also while it runs.",
+    "`xinv search status RUN`, `xinv search best RUN` and `xinv search report RUN` (an HTML page) look at a search, "
+    "also while it runs.",
     "xinv search configs/search/digits.yaml budget.trials=20",
 )
 
 
 def search(
     what: Annotated[
-        str, typer.Argument(metavar="CONFIG|status|best", help="YAML file, such as configs/search/digits.yaml")
+        str, typer.Argument(metavar="CONFIG|status|best|report", help="YAML file, such as configs/search/digits.yaml")
     ],
     rest: Annotated[
         list[str] | None,
@@ -70,6 +72,12 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
     if len(rest) != 1:
         raise InputError(f"xinv search {look.value} needs one run folder, such as runs/digits-search.")
     config, past = searches.open_run(Path(rest[0]))
+    if look is Look.report:
+        from xinv.search.findings import write_report
+
+        page = write_report(config, past, Path(rest[0]))
+        print(json.dumps({"report": str(page)}) if as_json else page)
+        return
     order = searches.ranked(past)
     shown = list(past.trials.values()) if look is Look.status else searches.pareto(past, config.second) or order[:1]
     found: dict[str, Any] = searches.status(config, past)
