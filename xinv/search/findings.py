@@ -1,6 +1,5 @@
 """What a search has found, as plain data for its report: from its record, at any time."""
 
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from xinv.errors import InputError
 from xinv.files import read_json
 from xinv.provenance import git_revision, machine, versions
 from xinv.search.best import pareto, ranked
-from xinv.search.comparison import FINAL, is_of
+from xinv.search.comparison import FINAL
 from xinv.search.importance import importance
 from xinv.search.record import Past, Trial
 from xinv.search.settings import SearchConfig, base_audit
@@ -68,7 +67,7 @@ def findings(config: SearchConfig, past: Past, folder: Path) -> dict[str, Any]:
         "progress": _progress(past),
         "refused": [{"title": line["title"], "reason": line["reason"]} for line in past.refused],
         "importance": importance(past, config.epochs),
-        "final": _final(folder / FINAL, ranked(past)),
+        "final": _final(folder / FINAL),
         "starts": [
             {key: event.get(key) for key in ("time", "git", "versions", "machine")}
             for event in read_events(folder)
@@ -111,8 +110,7 @@ def _synthetic(folder: Path, past: Past, source: str) -> bool:
     return bool(read_json(index).get("synthetic")) if index.exists() else source.startswith("synthetic")
 
 
-def _final(path: Path, order: Sequence[Trial]) -> dict[str, Any] | None:
-    """The comparison; None where there is none, or where another trial has become the best since."""
+def _final(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_json(path)
@@ -122,4 +120,4 @@ def _final(path: Path, order: Sequence[Trial]) -> dict[str, Any] | None:
             f"{path} has no {', '.join(sorted(missing))}, so it is no final comparison of a search. Remove it, and "
             "start the search again: it makes the comparison anew."
         )
-    return dict(found) if is_of(found, order) else None
+    return dict(found)
