@@ -27,7 +27,7 @@ def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
     assert base.name == f"{path.stem}-search" and base.attack.images == 3000
     assert (path.parent.parent / path.name).exists()
     training = searches.training_of(config, base)
-    assert (training.epochs, training.patience) == (9, 0), "nobody but the search ends a trial"
+    assert (training.epochs, training.patience) == (18, 0), "nobody but the search ends a trial"
     assert {"gradient", "grad_cam", "lrp_zplus"} <= set(base.release.methods)
 
 
