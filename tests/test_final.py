@@ -105,7 +105,7 @@ def test_what_is_written_down(tmp_path: Path) -> None:
     assert list(content) == ["seeds", "samples", "flops", "victims", "entries", "ratios", "pictures"]
     assert (content["seeds"], content["samples"], content["victims"]) == (2, 90 * 4, 4)
     assert content["flops"] == entrants[0].flops == content["entries"][0]["flops"]
-    assert content["pictures"] == {"images": "final/images.safetensors"}
+    assert content["pictures"] == {"images": "final/images.safetensors", "regime": "samples"}
     assert len(content["entries"]) == 8
     first, last = content["entries"][0], content["entries"][-1]
     assert (first["design"], first["regime"], first["seed"]) == ("found", "samples", 0)
@@ -196,7 +196,7 @@ def test_a_comparison_of_another_best_is_told_and_removed(tmp_path: Path, capsys
     factors = {(one.contender.title, one.regime): 1.0 for one in entrants}
     write_final(config.folder, final.content(entrants, trained(final, entrants), samples_of(entrants, factors)))
     order = ranked(play.record.past)
-    assert status(config, play.record.past)["final"] == "made"
+    assert status(config, play.record.past, config.folder)["final"] == "made"
     discard_stale(config.folder, order)
     assert (config.folder / FINAL).exists()
     assert command(["search", "best", str(config.folder)]) == 0
@@ -207,7 +207,7 @@ def test_a_comparison_of_another_best_is_told_and_removed(tmp_path: Path, capsys
     later = Play(load(tmp_path, "budget.trials=30", *options))
     later.to_the_end()
     assert ranked(later.record.past)[0].id != order[0].id, "among ten times as many there is a better one"
-    assert status(config, later.record.past)["final"] == "stale"
+    assert status(config, later.record.past, config.folder)["final"] == "stale"
     for look in ("best", "status"):
         assert command(["search", look, str(config.folder)]) == 0
         assert f"not of trial {ranked(later.record.past)[0].id}" in capsys.readouterr().out.replace("\n", " ")
@@ -270,7 +270,7 @@ def test_a_search_ends_in_its_comparison_and_goes_on_where_that_was_cut_off(tmp_
 def check_final(config: searches.SearchConfig, past: Past, final: dict[str, Any]) -> None:
     """Against the record, and against best.yaml, which is there."""
     best = ranked(past)[0]
-    assert write_best(config, past) == config.folder / "best.yaml"
+    assert write_best(config, past, config.folder) == config.folder / "best.yaml"
     assert final["victims"] == 24 and final["samples"] == 2 * 90
     assert {one["trial"] for one in final["entries"] if one["design"] == "found"} == {best.id}
     assert len(final["entries"]) == 8 and len(final["ratios"]) == 2

@@ -101,7 +101,7 @@ def compare(config: SearchConfig, past: Past) -> dict[str, Any]:
     (config.folder / "final").mkdir(exist_ok=True)
     save_file(pictures, config.folder / "final" / "images.safetensors")
     final = {"seeds": 3, "samples": 360, "flops": 1.3e9, "victims": 24, "entries": entries, "ratios": ratios}
-    final["pictures"] = {"images": "final/images.safetensors"}
+    final["pictures"] = {"images": "final/images.safetensors", "regime": "samples"}
     (config.folder / "final.json").write_text(json.dumps(final))
     return final
 

@@ -87,7 +87,7 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     again, past = open_run(config.folder)
     best = ranked(past)[0]
     assert best.score == min(trial.score for trial in trials if trial.state == "finished")
-    path = write_best(again, past)
+    path = write_best(again, past, config.folder)
     assert path is not None
     recipe = load_recipe(path)
     assert recipe.design.model_dump(mode="json") == best.candidate["design"]
@@ -97,6 +97,9 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     assert best.score == front[-1].score
     assert [one.cost["flops"] for one in front] == sorted(one.cost["flops"] for one in front)
     assert command(["search", "status", str(config.folder)]) == 0
+    moved = config.folder.rename(tmp_path / "elsewhere")
+    path.unlink()
+    assert command(["search", "best", str(moved)]) == 0 and (moved / "best.yaml").exists()
 
 
 @pytest.mark.parametrize("second", ["flops", "parameters"])

@@ -18,7 +18,7 @@ from xinv.report.page import data_line, flat, templates
 from xinv.report.rows import explanation_title
 from xinv.report.search_chart import Curve, Dot, Named
 from xinv.report.search_final import final_gallery, final_table
-from xinv.report.search_words import Found, Trial, best_of, called, cautions, presets_of, trial_of, verdict
+from xinv.report.search_words import REGIMES, Found, Trial, best_of, called, cautions, presets_of, trial_of, verdict
 from xinv.report.tables import Cell, Group, Line, Sheet
 
 SPARED = ("epochs", "validate_every", "patience", "shuffle_window", "memory_mib", "deepspeed", "checkpoint_steps")
@@ -75,6 +75,7 @@ def write_report(found: Found, folder: Path, settings_yaml: str, path: Path) -> 
             final=final_table(found["final"]) if found["final"] else None,
             facts=found["final"],
             gallery=final_gallery(found, folder),
+            regimes=REGIMES,
             learning=_learning(found, named),
             progress=_progress(found, named),
             importance=found["importance"],

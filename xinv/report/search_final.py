@@ -104,7 +104,8 @@ def final_gallery(found: Found, folder: Path) -> tuple[Strip, ...]:
         raise InputError(f"{path} is damaged ({error}). {advice}") from None
     if TRUTH not in image_NHWC:
         raise InputError(f"{path} holds no tensor {TRUTH!r}. {advice}")
-    entries = {one["design"]: one for one in final["entries"] if one["regime"] == "samples" and one["seed"] == 0}
+    regime = final["pictures"]["regime"]
+    entries = {one["design"]: one for one in final["entries"] if one["regime"] == regime and one["seed"] == 0}
     designs = sorted((name for name in image_NHWC if name != TRUTH), key=lambda name: name.startswith("found"))
     strips = [picture_strip("Original", "a victim, never seen by the attacker", "original", image_NHWC[TRUTH])]
     for name in designs:

@@ -65,12 +65,12 @@ def recipe(config: SearchConfig, past: Past, trial: Trial) -> Recipe:
     )
 
 
-def write_best(config: SearchConfig, past: Past) -> Path | None:
+def write_best(config: SearchConfig, past: Past, folder: Path) -> Path | None:
     """best.yaml in the run folder: the recipe of the best trial; None where no trial was validated yet."""
     order = ranked(past)
     if not order:
         return None
-    best, path = order[0], config.folder / BEST
+    best, path = order[0], folder / BEST
     words = (
         f"# Trial {best.id} of {len(past.trials)}: {best.title or best.origin}, {best.state} after {best.epoch} epochs,"
     )
@@ -80,7 +80,7 @@ def write_best(config: SearchConfig, past: Past) -> Path | None:
     return path
 
 
-def status(config: SearchConfig, past: Past) -> dict[str, Any]:
+def status(config: SearchConfig, past: Past, folder: Path) -> dict[str, Any]:
     """Plain values for the terminal or JSON: {"name", "second", "states", "refused", "elapsed", "budget", "best",
     "final"}.
 
@@ -95,7 +95,7 @@ def status(config: SearchConfig, past: Past) -> dict[str, Any]:
         "elapsed": round(past.elapsed, 1),
         "budget": config.budget.model_dump(mode="json"),
         "best": described(order[0]) if order else None,
-        "final": standing(config.folder, order),
+        "final": standing(folder, order),
     }
 
 

@@ -4,7 +4,7 @@
      "entries": [{"design", "trial", "regime", "seed", "epochs", "samples", "flops", "parameters", "validation_mse",
                   "mse", "ssim"}],
      "ratios": [{"regime", "design", "to", "mse", "low", "high"}],
-     "pictures": {"images"} or null}
+     "pictures": {"images", "regime"} or null}
 
 An entry is one training. Its design is "found" ("found-2" for the second best), or the name of a preset; it is of a
 trial, or null where no trial of this search is behind it. A preset that won the search has both, and is the design of

@@ -272,7 +272,9 @@ class Final:
             "victims": len(samples["key"]),
             "entries": entries,
             "ratios": self._ratios(entrants, samples),
-            "pictures": {"images": f"{FOLDER}/{IMAGES}"} if self.settings.pictures else None,
+            "pictures": {"images": f"{FOLDER}/{IMAGES}", "regime": self.settings.regimes[0]}
+            if self.settings.pictures
+            else None,
         }
 
     def _ratios(self, entrants: Sequence[Entrant], samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ def _trials(
                 search(course, ahead, log, runs, progress, show)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
     discard_stale(config.folder, ranked(record.past))
-    path = write_best(config, record.past)
+    path = write_best(config, record.past, config.folder)
     if path is None:
         reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
@@ -126,7 +126,7 @@ def _trials(
         workers = worker_settings(config, base.workers).model_copy(update={"count": config.place.workers})
         with TrainingGroup(workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
             final.run(record.past, group, screen)
-    found = status(config, record.past)
+    found = status(config, record.past, config.folder)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
     with screen("Report") as progress:
         progress(1, 1, str(write_report(config, record.past, config.folder)))

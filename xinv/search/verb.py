@@ -71,18 +71,19 @@ def _look(look: Look, rest: list[str], as_json: bool) -> None:
 
     if len(rest) != 1:
         raise InputError(f"xinv search {look.value} needs one run folder, such as runs/digits-search.")
-    config, past = searches.open_run(Path(rest[0]))
+    folder = Path(rest[0])
+    config, past = searches.open_run(folder)
     if look is Look.report:
         from xinv.search.findings import write_report
 
-        page = write_report(config, past, Path(rest[0]))
+        page = write_report(config, past, folder)
         print(json.dumps({"report": str(page)}) if as_json else page)
         return
     order = searches.ranked(past)
     shown = list(past.trials.values()) if look is Look.status else searches.pareto(past, config.second) or order[:1]
-    found: dict[str, Any] = searches.status(config, past)
-    path = searches.write_best(config, past) if look is Look.best else None
-    final = read_final(config.folder) if look is Look.best else None
+    found: dict[str, Any] = searches.status(config, past, folder)
+    path = searches.write_best(config, past, folder) if look is Look.best else None
+    final = read_final(folder) if look is Look.best else None
     if as_json:
         rows = [searches.described(trial) for trial in shown]
         more = {"comparison": final} if final else {}
