@@ -97,8 +97,8 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     assert best.score == front[-1].score
     assert [one.cost["flops"] for one in front] == sorted(one.cost["flops"] for one in front)
     assert command(["search", "status", str(config.folder)]) == 0
-    moved = config.folder.rename(tmp_path / "elsewhere")
     path.unlink()
+    moved = config.folder.rename(tmp_path / "elsewhere")
     assert command(["search", "best", str(moved)]) == 0 and (moved / "best.yaml").exists()
 
 
