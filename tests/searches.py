@@ -41,6 +41,7 @@ TREE: dict[str, Any] = {
     "asha": {"grace": 1, "reduction": 2},
     "budget": {"trials": 8},
     "place": {"at_once": 1},
+    "final": None,
 }
 
 

@@ -16,16 +16,19 @@ from xinv.search.record import read
 from xinv.search.run import resolved
 from xinv.train.recipe import load_recipe
 
-SHIPPED = Path(__file__).parent.parent / "configs" / "search" / "digits.yaml"
+SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "search").glob("*.yaml"))
 GIB = 1 << 30
 
 
-def test_the_shipped_search_stands_on_the_digits_audit() -> None:
-    config = searches.load(SHIPPED)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
+    config = searches.load(path)
     base = searches.base_audit(config)
-    assert base.name == "digits-search" and base.data.split.attack == 12000
+    assert base.name == f"{path.stem}-search" and base.attack.images == 3000
+    assert (path.parent.parent / path.name).exists()
     training = searches.training_of(config, base)
-    assert (training.epochs, training.patience) == (12, 0), "nobody but the search ends a trial"
+    assert (training.epochs, training.patience) == (18, 0), "nobody but the search ends a trial"
+    assert {"gradient", "grad_cam", "lrp_zplus"} <= set(base.release.methods)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     again, past = open_run(config.folder)
     best = ranked(past)[0]
     assert best.score == min(trial.score for trial in trials if trial.state == "finished")
-    path = write_best(again, past)
+    path = write_best(again, past, config.folder)
     assert path is not None
     recipe = load_recipe(path)
     assert recipe.design.model_dump(mode="json") == best.candidate["design"]
@@ -94,6 +97,9 @@ def test_the_best_is_one_that_went_to_its_end_and_becomes_a_recipe(tmp_path: Pat
     assert best.score == front[-1].score
     assert [one.cost["flops"] for one in front] == sorted(one.cost["flops"] for one in front)
     assert command(["search", "status", str(config.folder)]) == 0
+    path.unlink()
+    moved = config.folder.rename(tmp_path / "elsewhere")
+    assert command(["search", "best", str(moved)]) == 0 and (moved / "best.yaml").exists()
 
 
 @pytest.mark.parametrize("second", ["flops", "parameters"])

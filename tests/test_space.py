@@ -145,11 +145,22 @@ def test_a_budget_refuses_with_the_arithmetic(budget: dict[str, Any], unit: str)
 
 
 def test_a_preset_can_be_the_budget() -> None:
-    one = space(max_flops="film_unet", max_parameters="gnime_expmi", width=24)
+    one = space(max_flops="film_unet", max_parameters="gnime_expmi")
     known = dict(one.presets())
     assert one.refusal(known["film_unet"]) is None
+    assert not any("width" in name for name in known if name.startswith("film_unet"))
     reason = one.refusal(known["gnime_expmi"])
     assert reason is not None and f"allows {one.price(known['film_unet']).flops:,}" in reason
+
+
+def test_a_preset_that_breaks_a_budget_is_offered_as_wide_as_the_budget_allows() -> None:
+    one = space(max_flops=300_000_000)
+    known = dict(one.presets())
+    assert one.refusal(known["film_unet"]) is not None
+    narrow = known["film_unet of width 16"]
+    assert one.refusal(narrow) is None and one.parameters(narrow) is not None
+    assert narrow.design == PRESETS["film_unet"].model_copy(update={"width": 16})
+    assert not any(name.startswith("gnime_expmi of") for name in known), "its widths follow another schedule"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import pytest
 
 from xinv.errors import InputError, WorkError
 from xinv.leak import statistics
-from xinv.leak.statistics import Difference, Interval, bootstrap_mean, detectable_effect, holm, paired_difference
+from xinv.leak.statistics import (
+    Difference,
+    Interval,
+    Ratio,
+    bootstrap_mean,
+    detectable_effect,
+    holm,
+    paired_difference,
+    paired_ratio,
+)
 
 
 def test_two_values_by_hand() -> None:
@@ -203,3 +212,30 @@ def test_the_detectable_effect_is_found_four_times_in_five() -> None:
         for seed in range(400)
     ]
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+
+def test_ratios_by_hand() -> None:
+    # Means of resamples of {1, 3} over those of {1, 1}: 1/1, 2/1, 2/1, 3/1.
+    assert paired_ratio([1.0, 3.0], [1.0, 1.0], None, seed=0) == Ratio(2.0, 1.0, 3.0)
+    # Of {1, 3} over {4, 1}: 1/4, 2/2.5, 2/2.5, 3/1. The ratio of the means is 0.8; the mean of the ratios would be 1.6.
+    assert paired_ratio([1.0, 3.0], [4.0, 1.0], None, seed=0) == pytest.approx((0.8, 0.25, 3.0))
+
+
+def test_a_constant_ratio_is_certain_however_images_and_trainings_vary() -> None:
+    other_SN = np.random.default_rng(3).uniform(0.1, 9.0, size=(3, 40))
+    assert paired_ratio(0.25 * other_SN, other_SN, None, seed=5) == pytest.approx((0.25, 0.25, 0.25))
+    apart = paired_ratio(0.25 * other_SN[::-1], other_SN, None, seed=5)
+    assert apart.low < 0.25 < apart.high, "training s goes with training s"
+
+
+def test_the_interval_of_a_ratio_knows_seeds_and_people() -> None:
+    own_SN = np.array([[1.0] * 40, [2.0] * 40, [3.0] * 40])
+    ratio = paired_ratio(own_SN, np.ones((3, 40)), None, seed=1, resamples=4000)
+    assert ratio.value == pytest.approx(2.0) and (ratio.low, ratio.high) == pytest.approx((1.0, 3.0))
+    people_N = np.repeat(["a", "b"], 20)
+    assert paired_ratio([1.0] * 20 + [3.0] * 20, np.ones(40), people_N, seed=0)[1:] == (1.0, 3.0)
+
+
+def test_a_ratio_to_nothing_is_refused() -> None:
+    with pytest.raises(WorkError, match="above 0"):
+        paired_ratio([1.0, 2.0], [0.0, 1.0], None, seed=0)

@@ -5,6 +5,7 @@ Each function returns the finished stages as `Attack`s, which scoring carries ou
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +13,15 @@ from xinv.config import AuditConfig, SurrogateSettings
 from xinv.data.shards import Index
 from xinv.leak.score import Attack
 from xinv.leak.subsets import proper_subsets
-from xinv.nets.design import ReleaseShape
+from xinv.nets.design import InverterDesign, ReleaseShape
 from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
 from xinv.stage import Finished
 from xinv.train.loop import TrainJob
+from xinv.train.losses import LossSettings
+from xinv.train.recipe import Recipe
+from xinv.train.settings import TrainingSettings
 from xinv.train.weights import (
     ClassifierSpec,
     InverterSpec,
@@ -25,8 +29,8 @@ from xinv.train.weights import (
 )
 
 Work = Callable[[Path, Progress], Any]
-INVERTER_FORMAT = 1
-SURROGATE_FORMAT = 1
+INVERTER_FORMAT = 2
+SURROGATE_FORMAT = 2
 TITLES = {"same_capacity": "same network", "two_stage": "in two stages", "joint": "jointly"}
 
 
@@ -87,39 +91,81 @@ def _inverter(
     repeat: int,
     random_releases: Finished | None,
 ) -> Finished:
-    attack, data, seed = audit.config.attack, audit.config.data, audit.config.seed + 3 + 1000 * repeat
-    design, training, loss = attack.design(name), attack.training_of(name), attack.loss_of(name)
-    dropout = None if random_releases else attack.dropout(methods)
+    attack = audit.config.attack
     label = " + ".join([name, *methods]) + (f", seed {repeat + 1}" if repeat else "")
-    label += ", random target" if random_releases else ""
-    identity = {
-        "format": INVERTER_FORMAT,
-        "design": design.model_dump(mode="json"),
-        "training": training.model_dump(mode="json"),
-        "loss": loss.model_dump(mode="json"),
-        "images": images.id,
-        "releases": releases.id,
-        "methods": list(methods),
-        "limit": attack.images,
-        "seed": seed,
-    }
-    if dropout:  # no key where there is none: such stages are kept
-        identity["explanation_dropout"] = dropout
-    if random_releases:
-        identity["lessons"] = random_releases.id
+    asked = InverterTraining(
+        label=label + (", random target" if random_releases else ""),
+        design=attack.design(name),
+        training=attack.training_of(name),
+        loss=attack.loss_of(name),
+        methods=methods,
+        repeat=repeat,
+        dropout=None if random_releases else attack.dropout(methods),
+        recipe=attack.recipes.get(name),
+    )
+    return train_inverter(audit, images, releases, asked, random_releases)
+
+
+@dataclass(frozen=True)
+class InverterTraining:
+    """One training of an inverter on what the target released for the attacker's images.
+
+    `label`: how messages call it. `repeat`: which of several trainings it is, from 0; each begins with other weights
+    and sees the images in another order. `dropout`: of explanations. `recipe`: the one that it follows, if any.
+    """
+
+    label: str
+    design: InverterDesign
+    training: TrainingSettings
+    loss: LossSettings
+    methods: tuple[str, ...]
+    repeat: int = 0
+    dropout: float | None = None
+    recipe: Recipe | None = None
+
+    def seed(self, config: AuditConfig) -> int:
+        return config.seed + 3 + 1000 * self.repeat
+
+    def identity(
+        self, config: AuditConfig, images: Finished, releases: Finished, lessons: Finished | None = None
+    ) -> dict[str, Any]:
+        """Of its stage, which is an "inverter"."""
+        identity = {
+            "format": INVERTER_FORMAT,
+            "design": self.design.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+            "loss": self.loss.model_dump(mode="json"),
+            "images": images.id,
+            "releases": releases.id,
+            "methods": list(self.methods),
+            "limit": config.attack.images,
+            "seed": self.seed(config),
+        }
+        if self.dropout:  # no key where there is none: such stages are kept
+            identity["explanation_dropout"] = self.dropout
+        if lessons:
+            identity["lessons"] = lessons.id
+        return identity
+
+
+def train_inverter(
+    audit: Stages, images: Finished, releases: Finished, asked: InverterTraining, lessons: Finished | None = None
+) -> Finished:
+    """The stage of one inverter. `lessons`: a release set whose maps take the place of the target's."""
+    config = audit.config
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
-        shape = release_shape(releases, methods, random_releases)
-        if name in attack.recipes:
-            attack.recipes[name].check_release(methods, shape)
+        shape = release_shape(releases, asked.methods, lessons)
+        if asked.recipe is not None:
+            asked.recipe.check_release(asked.methods, shape)
         spec = InverterSpec(
-            design=design,
-            channels=data.channels,
-            size=data.size,
+            design=asked.design,
+            channels=config.data.channels,
+            size=config.data.size,
             classes=shape.classes,
-            methods=methods,
+            methods=asked.methods,
             maps=shape.maps,
-            explanation_dropout=dropout,
+            explanation_dropout=asked.dropout,
         )
         job = TrainJob(
             folder=folder.resolve(),
@@ -127,16 +173,17 @@ def _inverter(
             network=spec,
             images=images.folder.resolve(),
             releases=releases.folder.resolve(),
-            lessons=random_releases.folder.resolve() if random_releases else None,
+            lessons=lessons.folder.resolve() if lessons else None,
             partition="attack",
-            limit=attack.images,
-            settings=training,
-            loss=loss,
-            seed=seed,
+            limit=config.attack.images,
+            settings=asked.training,
+            loss=asked.loss,
+            seed=asked.seed(config),
         )
-        return audit.train(job, label, progress)
+        return audit.train(job, asked.label, progress)
 
-    return audit.stage("inverter", f"Inverter: {label}", identity, work)
+    identity = asked.identity(config, images, releases, lessons)
+    return audit.stage("inverter", f"Inverter: {asked.label}", identity, work)
 
 
 def surrogate_attacks(audit: Stages, images: Finished, releases: Finished) -> list[Attack]:

@@ -322,6 +322,20 @@ def resources() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
+def check_alive() -> None:
+    """WorkError where no machine of the cluster lives any more. Needs a connection (`connect`); takes milliseconds.
+
+    Ray does not say so by itself: whatever waits for a machine waits for ever.
+    """
+    import ray
+
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise WorkError(
+            "Ray's daemon (raylet) was killed, and no machine of the cluster is left. The same command continues; look "
+            "for what ends processes here (too little memory, a limit of the scheduler)."
+        )
+
+
 def room(cpus: int, gpus: float) -> int:
     """How many actors with so many CPUs and such a share of a GPU the cluster holds. Needs a connection (`connect`)."""
     have = resources()

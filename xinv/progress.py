@@ -8,17 +8,25 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 from rich.text import Text
 
 Progress = Callable[[float, float, str], None]
 """progress(done, total, note): `done` of `total` units are finished; `note` is a few words on the present state."""
+
+Rows = Sequence[Mapping[str, str]]
+"""A table: one row a mapping from heading to text, headings all equal."""
+
+
+Show = Callable[[Rows], None]
+"""Keeps a table on the screen while a stage is under way (`Terminal.show`)."""
 
 
 def silent(done: float, total: float, note: str) -> None:
@@ -35,6 +43,20 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def table(rows: Rows, words: int = 1) -> Table:
+    """Rows as the terminal draws them; `words`: leading columns that are not numbers."""
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for place, heading in enumerate(rows[0]):
+        made.add_column(str(heading), justify="left" if place < words else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*map(str, row.values()))
+    return made
+
+
+def unshown(rows: Rows) -> None:
+    """The `Show` of those who do not look."""
+
+
 class _TimeLeft(ProgressColumn):
     """Time left from the mean rate so far: steadier than rich's windowed estimate for steps of uneven length."""
 
@@ -44,11 +66,33 @@ class _TimeLeft(ProgressColumn):
         return Text(f"{clock(task.elapsed * (task.total / task.completed - 1))} left", style="dim")
 
 
+class _Bars(RichProgress):
+    """The lines of stages, and below them whatever table `rows` gives."""
+
+    def __init__(self, *columns: ProgressColumn, rows: Callable[[], Rows], console: Console) -> None:
+        self._rows = rows
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if rows := self._rows():
+            yield table(rows, words=3)
+
+
 class Terminal:
     """The user's screen: `stage(title)` draws one line with a bar and the time left, then leaves one finished line."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self.console = Console(file=stream, highlight=False, emoji=False)
+        self._rows: Rows = []
+        self._bars: _Bars | None = None
+
+    def show(self, rows: Rows) -> None:
+        """Keep a table below the line of the stage under way, one row a dict, until the stage ends; empty: none. A file
+        never sees it."""
+        self._rows = rows
+        if self._bars:
+            self._bars.refresh()
 
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Progress]:
@@ -56,14 +100,18 @@ class Terminal:
         started = time.monotonic()
         last = {"note": ""}
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), TextColumn("{task.fields[note]}"), _TimeLeft())
-        with RichProgress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+        with _Bars(*columns, rows=lambda: self._rows, console=self.console) as bars:
+            self._bars = bars
             task = bars.add_task(title, total=None, note="")
 
             def progress(done: float, total: float, note: str) -> None:
                 last["note"] = note
                 bars.update(task, completed=done, total=total, note=note)
 
-            yield progress
+            try:
+                yield progress
+            finally:
+                self._rows, self._bars = [], None
         self.done(title, f"{clock(time.monotonic() - started):>12}  {last['note']}")
 
     def done(self, title: str, note: str) -> None:

@@ -67,11 +67,19 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, settings: TrackSettings, name: str, config: Mapping[str, Any], log: Path | None = None
+        self,
+        folder: Path,
+        settings: TrackSettings,
+        name: str,
+        config: Mapping[str, Any],
+        log: Path | None = None,
+        group: str | None = None,
+        job: str | None = None,
     ) -> None:
-        """`folder`: the run folder, made if missing. `name`, `config`: shown by W&B. `log`: gets notes on its state."""
+        """`folder`: the run folder, made if missing. `name`, `config`: shown by W&B. `log`: gets notes on its state.
+        `group`: runs that W&B shows together; `job`: what kind of run it is among them."""
         self.folder, self.settings, self.name, self.log = make_private(folder), settings, name, log
-        self.config = _plain(dict(config))
+        self.config, self.group, self.job = _plain(dict(config)), group, job
         self._lock = threading.RLock()
         self._wandb: Any = None  # the W&B run, once a metric has come
         self._wandb_over = settings.mode == "disabled"
@@ -194,6 +202,8 @@ class Tracker:
                 run_id=_run_id(self.folder),
                 run_name=self.name,
                 run_tags=self.settings.tags,
+                run_group=self.group,
+                run_job_type=self.job,
                 resume="allow",
                 root_dir=str(self.folder),
                 use_dot_wandb=False,

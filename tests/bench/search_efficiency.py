@@ -77,13 +77,15 @@ def curve(config: Any, task: Any, offered: Any, keep: bool = False) -> Iterator[
     from xinv.search.record import Record
     from xinv.search.trial import TrialRun
     from xinv.search.tune import Rungs
+    from xinv.train.inline import InProcess
 
     record = Record(make_private(config.folder))
     begun = time.monotonic()
     course = Course(config, task, *offered(task), record, lambda: time.monotonic() - begun)
     rungs = Rungs(config.asha, config.epochs) if config.asha else None
+    group = InProcess(1)
     while (trial := course.next()) is not None:
-        run = TrialRun(task.job(trial.candidate, course.folder(trial.id)), threads=1)
+        run = TrialRun(task.job(trial.candidate, course.folder(trial.id)), group)
         while "ended" not in (found := run.step()):
             course.report(trial.id, found["epoch"], found["mse"], found["loss"], found["seconds"])
             trials = course.past.trials.values()
@@ -92,6 +94,7 @@ def curve(config: Any, task: Any, offered: Any, keep: bool = False) -> Iterator[
                 found = {"ended": "stopped", "reason": ""}
                 break
         run.close()
+        group.close()
         if found["ended"] == "bug":
             raise RuntimeError(found["reason"])
         course.end(trial.id, found["ended"], found["reason"])

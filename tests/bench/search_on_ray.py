@@ -42,7 +42,7 @@ HEAD = ("gcs", "dashboard", "raylet", "agent")
 
 def clocked() -> type:
     """A trial's process that notes when a training step begins first, and when its last result leaves it."""
-    from xinv.search.tune import TrialProcess
+    from xinv.search.process import TrialProcess
 
     class Clocked(TrialProcess):
         def _begin(self, config: dict[str, Any]) -> None:
@@ -79,9 +79,9 @@ def drive(folder: str, name: str, overrides: str) -> None:
     # Before Ray Tune is imported, as `run` does.
     config = settings.SearchConfig.model_validate(tree(Path(folder), name, json.loads(overrides)))
     connect(settings.worker_settings(config, settings.base_audit(config).workers))
-    from xinv.search import tune
+    from xinv.search import process
 
-    tune.TrialProcess = clocked()  # type: ignore[misc]
+    process.TrialProcess = clocked()  # type: ignore[misc]
     run.run(config)
 
 

@@ -44,7 +44,8 @@ class Scorer:
     Args:
         images, releases: the sets that hold the victim partition; `images` also the gallery, and the attacker's own
             part for the mean image.
-        evaluator: folder of the evaluator, or name -> folder of several, the principal one first.
+        evaluator: folder of the evaluator, or name -> folder of several, the principal one first; empty: pixels alone
+            are compared.
         load_classifier, load_inverter: readers of network folders. An inverter is (prediction_BK, maps) -> image_BCHW.
         known_images: how many of the attacker's images the mean image and the nearest neighbour may use; None: all.
     """
@@ -67,7 +68,7 @@ class Scorer:
         index = Index.load(images)
         labels = len(index.label_names)
         self._panel = Panel(folders, load_classifier, self._device, labels, settings.false_accept_rate)
-        if index.made_by.get("disjoint") == "identity":
+        if folders and index.made_by.get("disjoint") == "identity":
             self._panel.enrol(Reader(images, "gallery").once(settings.batch_size))
         self._shown = self._choose()
 

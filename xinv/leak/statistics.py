@@ -43,6 +43,14 @@ class Difference(NamedTuple):
         return self.low > 0.0 or self.high < 0.0
 
 
+class Ratio(NamedTuple):
+    """A ratio of two means with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray,
     clusters_N: Sequence[Any] | np.ndarray | None,
@@ -104,6 +112,33 @@ def paired_difference(
     rarer = min(int((mean_R <= 0.0).sum()), int((mean_R >= 0.0).sum()))
     p = min(1.0, max(1, 2 * rarer) / (resamples + 1))
     return Difference(float(value_SN.mean()), float(low), float(high), p, float(mean_R.std()))
+
+
+def paired_ratio(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    clusters_N: Sequence[Any] | np.ndarray | None,
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Ratio:
+    """The mean of a over the mean of b, with its percentile interval: each resample draws clusters and seeds as in
+    `bootstrap_mean`, the same ones for both, and takes the ratio of their means.
+
+    Both hold scores above 0 of the same images in the same order, both (N,) or both (S, N); training s of one is paired
+    with training s of the other. The ratio of means, not the mean of ratios: an image that b gets almost right would
+    outweigh all others.
+
+    InputError for fewer than two clusters; WorkError for NaN or infinite values, or where the mean of b is 0.
+    """
+    a_SN, b_SN = (_checked(values, resamples, level) for values in (a, b))
+    assert a_SN.shape == b_SN.shape, (a_SN.shape, b_SN.shape)
+    above_R, _ = _resampled_means(a_SN, clusters_N, seed, resamples)
+    below_R, _ = _resampled_means(b_SN, clusters_N, seed, resamples)
+    if not (below_R > 0.0).all():
+        raise WorkError("A ratio of errors needs errors above 0, and one of the two has none on some resample.")
+    low, high = np.quantile(above_R / below_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return Ratio(float(a_SN.mean() / b_SN.mean()), float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -37,6 +37,8 @@ __all__ = ["PRESETS", "Inverter", "InverterDesign", "ReleaseShape", "build_inver
 
 MIN_SIZE = 8
 MIXTURES = 16
+MARGIN = 0.01
+"""Least distance from 0 and 1 of the level at which an output begins: a sigmoid learns slowly near its ends."""
 
 
 class PredictionBranch(nn.Module):
@@ -158,6 +160,11 @@ class Decoder(nn.Module):
         if design.head == "sigmoid":
             head.append(nn.Sigmoid())
         self.head = nn.Sequential(*head)
+
+    @property
+    def output(self) -> nn.Conv2d | nn.ConvTranspose2d:
+        """The convolution that makes the image's channels: of the head, or where it has none the last up-sampling."""
+        return [part for part in self.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)][-1]
 
     def forward(
         self,
@@ -303,6 +310,19 @@ class Inverter(nn.Module):
             raise InputError("Map means must be finite and map scales finite and positive; a constant map has scale 1.")
         self.map_mean.copy_(mean_M)
         self.map_scale.copy_(scale_M)
+
+    @torch.no_grad()
+    def begin_at(self, level_C: Tensor) -> None:
+        """Let training begin around the mean of the images, `level_C` in [0, 1] for each channel.
+
+        A sigmoid needs it. Where most pixels are dark, the first steps all push its output down; without this many a
+        design overshoots to where the sigmoid is flat, and stays black for ever. Other heads find the mean in a few
+        steps, and begin as torch has it.
+        """
+        if self.design.head == "sigmoid":
+            bias_C = self.decoder.output.bias
+            assert bias_C is not None
+            bias_C.copy_(level_C.clamp(MARGIN, 1 - MARGIN).logit())
 
     def forward(self, prediction_BK: Tensor, maps: list[Tensor], present_BG: Tensor | None = None) -> Tensor:
         """Image (B, C, H, W), float32, from logits (B, K) and one (B, M, h, w) tensor a map, in the release's order.

@@ -59,6 +59,10 @@ class SurrogateInverter(nn.Module):
             self.map_mean.copy_(mean_M)
             self.map_scale.copy_(scale_M)
 
+    def begin_at(self, level_C: Tensor) -> None:
+        """The mean of the images, in [0, 1] for each channel (`Inverter.begin_at`)."""
+        self.image.begin_at(level_C)
+
     def lesson(self, map_BMHW: Tensor) -> Tensor:
         """A surrogate's map in the units of imagined ones."""
         return (map_BMHW - self.map_mean[:, None, None]) / self.map_scale[:, None, None]

@@ -46,7 +46,7 @@ def gallery(scores: Scores, path: Path) -> Gallery:
     keys = tuple(str(key) for key in arrays["key"][:PICTURED])
     maps = {name.partition(":")[2]: arrays[name][:PICTURED] for name in arrays if name.startswith("map:")}
     signed = {method: figures.is_signed(values) for method, values in maps.items()}
-    strips = [_picture_strip("Original", "never seen by the attacker", "original", arrays["original"])]
+    strips = [picture_strip("Original", "never seen by the attacker", "original", arrays["original"])]
     drawn: set[str] = set()
     title = rows.titles(scores)
     for row in rows.ordered_rows(
@@ -65,12 +65,12 @@ def gallery(scores: Scores, path: Path) -> Gallery:
                 detail = "" if inverter.lower() == title[row["attack"]].lower() else inverter
             else:
                 detail = " · ".join(filter(None, (rows.row_title(row), inverter)))
-            strips.append(_picture_strip(heading, detail, "control" if control else "reconstruction", arrays[name]))
+            strips.append(picture_strip(heading, detail, "control" if control else "reconstruction", arrays[name]))
     used = {signed[method] for method in drawn}
     return Gallery(keys, tuple(strips), signed=True in used, unsigned=False in used)
 
 
-def _picture_strip(title: str, detail: str, kind: str, image_NHWC: np.ndarray) -> Strip:
+def picture_strip(title: str, detail: str, kind: str, image_NHWC: np.ndarray) -> Strip:
     pictures = tuple(figures.picture(image_HWC) for image_HWC in image_NHWC[:PICTURED])
     return Strip(title, detail, pictures, kind, crisp=image_NHWC.shape[1] < 100)
 

@@ -1,7 +1,7 @@
 """What a search has found so far, from its record alone: while it runs, after a kill, or when it is over."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from xinv.errors import InputError
 from xinv.files import write_atomic
 from xinv.nets.design import InverterDesign
 from xinv.overrides import dump_yaml, load_yaml
+from xinv.search.comparison import standing
 from xinv.search.record import TRIALS, Past, Trial, read
 from xinv.search.settings import SearchConfig
 from xinv.train.losses import LossSettings
@@ -64,12 +65,12 @@ def recipe(config: SearchConfig, past: Past, trial: Trial) -> Recipe:
     )
 
 
-def write_best(config: SearchConfig, past: Past) -> Path | None:
+def write_best(config: SearchConfig, past: Past, folder: Path) -> Path | None:
     """best.yaml in the run folder: the recipe of the best trial; None where no trial was validated yet."""
     order = ranked(past)
     if not order:
         return None
-    best, path = order[0], config.folder / BEST
+    best, path = order[0], folder / BEST
     words = (
         f"# Trial {best.id} of {len(past.trials)}: {best.title or best.origin}, {best.state} after {best.epoch} epochs,"
     )
@@ -79,8 +80,12 @@ def write_best(config: SearchConfig, past: Past) -> Path | None:
     return path
 
 
-def status(config: SearchConfig, past: Past) -> dict[str, Any]:
-    """{"name", "second", "states", "refused", "elapsed", "budget", "best"}: plain values for the terminal or JSON."""
+def status(config: SearchConfig, past: Past, folder: Path) -> dict[str, Any]:
+    """Plain values for the terminal or JSON: {"name", "second", "states", "refused", "elapsed", "budget", "best",
+    "final"}.
+
+    "final": "made", or "stale" where final.json is of another best; None where there is none.
+    """
     order = ranked(past)
     return {
         "name": config.name,
@@ -90,6 +95,7 @@ def status(config: SearchConfig, past: Past) -> dict[str, Any]:
         "elapsed": round(past.elapsed, 1),
         "budget": config.budget.model_dump(mode="json"),
         "best": described(order[0]) if order else None,
+        "final": standing(folder, order),
     }
 
 
@@ -106,6 +112,12 @@ def described(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "reason": trial.reason,
     }
+
+
+def live(past: Past, running: Collection[str], best: int = 6) -> list[Trial]:
+    """Trials to look at while a search runs: those that are running, then the best so far."""
+    now = [past.trials[name] for name in sorted(running)]
+    return [*now, *[trial for trial in ranked(past) if trial.id not in running][:best]]
 
 
 def rows(trials: Sequence[Trial]) -> list[dict[str, str]]:

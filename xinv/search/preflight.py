@@ -8,6 +8,9 @@ from xinv.search.settings import SearchConfig
 
 PROCESS_BYTES = 1_200 << 20
 """Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
+GROUP_BYTES = 2_700 << 20
+"""Memory of what Ray Tune and Ray Train run beside the workers of a trial of several (facts of a CPU: seven processes).
+"""
 HEAD_BYTES = 176 << 10
 """Memory that one trial adds to the head, measured over 200 trials (tests/bench/search.py memory): 100 KiB to the
 driver, for its lines of the record and what Optuna and Tune keep of it, and the rest to Ray's processes."""
@@ -31,20 +34,22 @@ def room_for(config: SearchConfig, have: Mapping[str, float], memory_bytes: int)
     Raises:
         InputError: not a single trial fits, or not as many as asked for; with the arithmetic.
     """
-    place = config.place
-    each = PROCESS_BYTES + (0 if place.gpus else memory_bytes)
+    place, workers = config.place, config.place.workers
+    each = workers * (PROCESS_BYTES + (0 if place.gpus else memory_bytes)) + (GROUP_BYTES if workers > 1 else 0)
+    times = f"{workers} x " if workers > 1 else ""
     limits = {
-        f"{have.get('CPU', 0):g} CPU at {place.cpus} a trial": int(have.get("CPU", 0) // place.cpus),
+        f"{have.get('CPU', 0):g} CPU at {times}{place.cpus} a trial": int(have.get("CPU", 0) // (workers * place.cpus)),
         f"{_gib(have.get('memory', 0))} at {_gib(each)} a trial": int(have.get("memory", 0) // each),
     }
     if place.gpus:
-        limits[f"{have.get('GPU', 0):g} GPU at {place.gpus:g} a trial"] = int(have.get("GPU", 0)) * int(1 / place.gpus)
+        shares = int(have.get("GPU", 0)) * int(1 / place.gpus) // workers
+        limits[f"{have.get('GPU', 0):g} GPU at {times}{place.gpus:g} a trial"] = shares
     fits = min(limits.values())
     arithmetic = "; ".join(f"{words}: room for {count}" for words, count in limits.items())
     if fits < 1:
         raise InputError(
-            f"The cluster has no room for one trial ({arithmetic}). Lower place.cpus or place.gpus, set "
-            "space.max_memory, or use a larger cluster."
+            f"The cluster has no room for one trial ({arithmetic}). Lower place.cpus, place.gpus or "
+            "place.workers, set space.max_memory, or use a larger cluster."
         )
     if place.at_once and place.at_once > fits:
         raise InputError(

@@ -9,6 +9,7 @@ Run from Python:
     print(found["best"]["mse"], found["best_file"])
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,11 +20,17 @@ from xinv.config import AuditConfig, bind_folder
 from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.parallel import connect, disconnect, resources
-from xinv.search.best import status, write_best
+from xinv.progress import Progress, Show, unshown
+from xinv.search.best import ranked, status, write_best
+from xinv.search.comparison import discard_stale
 from xinv.search.course import Course
+from xinv.search.final import Final
+from xinv.search.findings import note_start, write_report
+from xinv.search.forecast import Forecast, forecast, time_first
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import Record
+from xinv.search.runs import TrialRuns
 from xinv.search.settings import UNBOUND, SearchConfig, base_audit, worker_settings
 from xinv.search.task import Ground, Task
 from xinv.stage import lock
@@ -33,14 +40,18 @@ from xinv.train.run import TrainingGroup
 Offering = Callable[[SearchConfig, AuditConfig], Offer]
 
 
-def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offer) -> dict[str, Any]:
+def run(
+    config: SearchConfig, screen: Screen = unseen, show: Show = unshown, offering: Offering = offer
+) -> dict[str, Any]:
     """Run a search, or what is missing of it: the same configuration continues one that was interrupted, anywhere.
 
-    First the stages of the base that it stands on are made, which audits of the same data share; then the trials.
+    First the stages of the base that it stands on are made, which audits of the same data share; then the trials; then
+    the final comparison of the best with known designs.
 
     Args:
         config: from `search.settings.load`.
         screen: makes the context manager that shows one line of progress (`progress.Terminal.stage`).
+        show: keeps a table of the trials on the screen meanwhile (`progress.Terminal.show`).
         offering: what candidates come from (`offer.offer`).
 
     Returns:
@@ -55,7 +66,8 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
     log = config.folder / "log.txt"
     with lock(config.folder / ".lock", busy):
-        tracker = Tracker(config.folder, base.track, config.name, config.model_dump(mode="json"), log)
+        shown = config.model_dump(mode="json")
+        tracker = Tracker(config.folder, base.track, config.name, shown, log, group=config.name, job="search")
         try:
             tracker.check()
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
@@ -63,7 +75,7 @@ def run(config: SearchConfig, screen: Screen = unseen, offering: Offering = offe
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
             record = Record(config.folder)
             try:
-                return _trials(config, base, task, opened, record, tracker, screen)
+                return _trials(config, base, task, opened, record, tracker, screen, show)
             finally:
                 record.close()
         finally:
@@ -85,8 +97,10 @@ def _trials(
     record: Record,
     tracker: Tracker,
     screen: Screen,
+    show: Show,
 ) -> dict[str, Any]:
     space, price = opened(task)
+    final = Final(config, base, task, space, price, tracker) if config.final else None
     begun = time.monotonic()
     course = Course(config, task, space, price, record, lambda: time.monotonic() - begun)
     with screen("Trials") as progress:
@@ -95,19 +109,47 @@ def _trials(
         else:
             progress(0, 1, "looking at the space")
             course.check()
-            connect(worker_settings(config, base.workers))
-            presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
-            room = room_for(config, resources(), max(presets, default=0))
-            tracker.event("room", width=room.width, words=room.words)
+            ahead = _prepared(config, base, course, tracker, progress)
             begun = time.monotonic()  # the time is that of the trials
             from xinv.search.tune import search  # Ray Tune: not before it is needed
 
-            search(course, room.width, config.folder / "log.txt", tracker, progress)
+            log = config.folder / "log.txt"
+            with contextlib.closing(TrialRuns(config, base.track, record.past, log)) as runs:
+                search(course, ahead, log, runs, progress, show)
             progress(1, 1, f"{len(record.past.trials)} trials, {len(record.past.refused)} candidates refused")
-    path = write_best(config, record.past)
+    discard_stale(config.folder, ranked(record.past))
+    path = write_best(config, record.past, config.folder)
     if path is None:
         reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
-    found = status(config, record.past)
+    if final is not None:
+        workers = worker_settings(config, base.workers).model_copy(update={"count": config.place.workers})
+        with TrainingGroup(workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
+            final.run(record.past, group, screen)
+    found = status(config, record.past, config.folder)
     tracker.summary({"best": found["best"]["mse"], "trials": len(record.past.trials)})
+    with screen("Report") as progress:
+        progress(1, 1, str(write_report(config, record.past, config.folder)))
     return {**found, "best_file": str(path)}
+
+
+def _prepared(
+    config: SearchConfig, base: AuditConfig, course: Course, tracker: Tracker, progress: Progress
+) -> Forecast:
+    """Connect to the cluster, and work out what it has room for and how long the search will take.
+
+    InputError where it has no room for one trial.
+    """
+    workers, space, price, past = worker_settings(config, base.workers), course.space, course.price, course.past
+    connect(workers)
+    presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
+    room = room_for(config, resources(), max(presets, default=0))
+    progress(0, 1, "looking at the machine")
+    known = any(trial.reports for trial in past.trials.values())
+    timed = None if known else time_first(config, course.task, space, price, workers)
+    ahead = forecast(config, course.task, space, price, room.width, timed)
+    words = ahead.words(past)
+    tracker.event("room", width=room.width, words=f"{room.words}; {words}", seconds=ahead.seconds(past))
+    note_start(tracker)
+    progress(0, 1, f"{room.width} at once; {words}")
+    return ahead

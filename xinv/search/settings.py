@@ -12,9 +12,10 @@ from xinv.mistakes import explain
 from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
+from xinv.search.comparison import FinalSettings
 from xinv.train.settings import TrainingSettings
 
-UNBOUND = (("budget",), ("place",), ("base", "workers"), ("base", "track"))
+UNBOUND = (("budget",), ("place",), ("final",), ("base", "workers"), ("base", "track"))
 """Parts of resolved.yaml that may differ between two starts of one search: a larger budget goes on where it stopped."""
 
 PBT = (
@@ -54,13 +55,31 @@ class PlaceSettings(BaseModel):
         description="trials side by side; null: as many as CPUs and GPUs allow. One at a time, the same seed proposes "
         "the same candidates; several learn from each other in the order in which they happen to end",
     )
-    cpus: int = Field(1, ge=1, description="CPU cores, and so computing threads, of each")
-    gpus: float = Field(0, ge=0, le=1, description="share of a GPU that each has; 0.5 puts two on one GPU")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="training processes (ranks) of each trial; 1: it trains inside Ray Tune's own process and starts "
+        "at once; more: DeepSpeed on a group that Ray Train places, for designs that one GPU cannot hold or is slow at",
+    )
+    cpus: int = Field(1, ge=1, description="CPU cores, and so computing threads, of each worker")
+    gpus: float = Field(
+        0, ge=0, le=1, description="share of a GPU that each worker has; 0.5 puts two trials of one worker on one GPU"
+    )
     address: str | None = Field(
         None, description="a running Ray cluster, host:port or auto; null: workers.address of the base"
     )
     max_failures: int = Field(2, ge=0, description="how often a trial that lost its machine is started again")
-    start_limit: int = Field(180, ge=1, description="seconds to wait for the cluster")
+    start_limit: int = Field(
+        180, ge=1, description="seconds to wait for the cluster, and for the workers of a trial to start"
+    )
+
+    @model_validator(mode="after")
+    def _ranks_share_no_gpu(self) -> "PlaceSettings":
+        if self.workers > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"place.gpus is {self.gpus:g}: {self.workers} workers of one trial cannot share a GPU; 0 or 1"
+            )
+        return self
 
 
 class SearchConfig(BaseModel):
@@ -102,6 +121,11 @@ class SearchConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of the proposals; weights and order of images have the base's")
     budget: BudgetSettings = Field(default_factory=BudgetSettings, description="when it ends")
     place: PlaceSettings = Field(default_factory=PlaceSettings, description="where trials run")
+    final: FinalSettings | None = Field(
+        default_factory=FinalSettings,
+        description="the comparison of the best designs with known ones, after the trials; its time is not of the "
+        "budget. null: none",
+    )
     warm_start: tuple[Path, ...] = Field((), description="run folders of earlier searches to learn from")
 
     @model_validator(mode="before")
@@ -156,6 +180,8 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
                 f"{source}: release names {method!r}, and the base releases {', '.join(base.release.methods)}. "
                 "Choose among these, or add it: overrides={release.methods: [...]}."
             )
+    if config.final:
+        config.final.check(base.attack, source)
     training_of(config, base)
     return base
 

@@ -117,12 +117,28 @@ class SearchSpace:
         return self.price(Candidate(design=design, training=self.training, loss=self.loss))
 
     def presets(self) -> list[tuple[str, Candidate]]:
-        """The known designs that can read this release, by name, trained as the base says. Budgets do not count."""
-        return [
-            (name, Candidate(design=design, training=self.training, loss=self.loss))
-            for name, design in PRESETS.items()
-            if design.reads_maps == bool(self.release.maps)
-        ]
+        """The known designs that can read this release, by name, trained as the base says.
+
+        After one that breaks a budget comes the same one as wide as the budget allows, where a width of the space is.
+        """
+        found = []
+        for name, design in PRESETS.items():
+            if design.reads_maps == bool(self.release.maps):
+                candidate = Candidate(design=design, training=self.training, loss=self.loss)
+                found.append((name, candidate))
+                if self.refusal(candidate) is not None:
+                    found += [(f"{name} of width {one.design.width}", one) for one in self._narrower(candidate)]
+        return found
+
+    def _narrower(self, candidate: Candidate) -> list[Candidate]:
+        """The widest variant within the budgets, if any."""
+        design = candidate.design
+        if design.schedule == "doubling":
+            for width in sorted((width for width in self.settings.width if width < design.width), reverse=True):
+                one = candidate.model_copy(update={"design": design.model_copy(update={"width": width})})
+                if self.refusal(one) is None:
+                    return [one]
+        return []
 
     # ----------------------------------------------------------------------------------------- designs and their values
 

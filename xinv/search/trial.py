@@ -1,4 +1,4 @@
-"""One trial in the process that was given it: a training that goes on when asked, one validation at a time."""
+"""One trial: a training that goes on when asked, one validation at a time."""
 
 import time
 import traceback
@@ -9,6 +9,7 @@ import torch
 from xinv.errors import InputError, WorkError
 from xinv.train.inline import InProcess
 from xinv.train.loop import Records, TrainJob
+from xinv.train.run import BugError, LostError, StartError, TrainingGroup
 
 
 class TrialRun:
@@ -16,12 +17,11 @@ class TrialRun:
 
     Args:
         job: the training.
-        threads: CPU threads to compute with.
+        group: who trains: this process, or ranks placed by Ray Train.
     """
 
-    def __init__(self, job: TrainJob, threads: int) -> None:
-        self._group = InProcess(threads)
-        self._records: Records = self._group.validations(job)
+    def __init__(self, job: TrainJob, group: InProcess | TrainingGroup) -> None:
+        self._records: Records = group.validations(job)
 
     def step(self) -> dict[str, Any]:
         """Train up to the next validation.
@@ -29,18 +29,20 @@ class TrialRun:
         Returns:
             {"epoch", "mse", "loss", "seconds"}, or at the end {"ended": "finished" | "failed" | "bug", "reason"}:
             failed is what would fail again (a loss that is NaN, memory that is not there), a bug is anything that
-            nobody foresaw, and ends the search.
+            nobody foresaw, or that no ranks could be placed, and ends the search.
 
         Raises:
-            OSError: the disk.
+            OSError: the disk. LostError: the group is gone; a new one could continue.
         """
         begun = time.monotonic()
         try:
             record = next(self._records, None)
+        except (OSError, LostError):
+            raise
+        except (BugError, StartError) as error:
+            return {"ended": "bug", "reason": str(error)}
         except (InputError, WorkError, torch.OutOfMemoryError) as error:
             return {"ended": "failed", "reason": str(error).splitlines()[0]}
-        except OSError:
-            raise
         except Exception as error:
             traceback.print_exc()
             return {"ended": "bug", "reason": f"{type(error).__name__}: {error}"}
@@ -55,6 +57,5 @@ class TrialRun:
         }
 
     def close(self) -> None:
-        """Leave off where it stands, and free its memory."""
+        """Leave off where it stands."""
         self._records.close()
-        self._group.close()

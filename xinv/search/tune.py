@@ -2,8 +2,8 @@
 
 Tune places trials, keeps their processes for the next one, and starts those again that lost their machine. What it is
 given to place comes from a `Course`, by way of three small classes in Tune's own terms: `Proposer` (a Searcher),
-`Halving` (its asynchronous successive halving, by our epochs) and `TrialProcess` (a Trainable, in the worker). Tune's
-own snapshots and logs are not used; `record.py` says why.
+`Halving` (its asynchronous successive halving, by our epochs) and `TrialProcess` (a Trainable, in the worker:
+`process.py`). Tune's own snapshots and logs are not used; `record.py` says why.
 
 A trial is stopped between two validations, never within a step: its process is idle then, waits for the next candidate,
 and no process or placement group is killed or leaked.
@@ -16,20 +16,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, Trainable
+from ray.tune import Callback
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from xinv.errors import InputError, WorkError
-from xinv.files import make_private, read_json, write_json
-from xinv.parallel import redirect
-from xinv.progress import Progress, clock
+from xinv.files import make_private, write_json
+from xinv.parallel import check_alive
+from xinv.progress import Progress, Show, clock
+from xinv.search.best import live, rows
 from xinv.search.course import Course
+from xinv.search.forecast import Forecast
+from xinv.search.process import trainable
+from xinv.search.runs import TrialRuns
 from xinv.search.settings import AshaSettings
-from xinv.search.trial import TrialRun
-from xinv.track import Recorder
-from xinv.train.loop import TrainJob
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -40,29 +41,8 @@ QUIET = {
     "TUNE_RESULT_BUFFER_LENGTH": "0",  # a trial goes on only when its last report is in the record
 }
 
-
-class TrialProcess(Trainable):
-    """The worker: one process for trial after trial. Config: {"trial", "job" (a file), "threads", "log"}."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        redirect(Path(config["log"]))
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._run.close()
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._run = TrialRun(TrainJob.model_validate(read_json(Path(config["job"]))), config["threads"])
-
-    def step(self) -> dict[str, Any]:
-        found = self._run.step()
-        # What comes after "done" is not asked for; the trial's last result says how it ended.
-        return {"done": True, **found} if "ended" in found else found
-
-    def cleanup(self) -> None:
-        self._run.close()
+LOOK_EVERY = 5.0
+"""Seconds between two looks at whether the cluster lives."""
 
 
 class Rungs:
@@ -121,23 +101,23 @@ class _Unsaved:
 class Halving(_Unsaved, FIFOScheduler):
     """The scheduler: the first to see a report. It goes into the record, then it is decided on."""
 
-    def __init__(self, course: Course, rungs: Rungs | None, tracker: Recorder, trouble: list[Exception]) -> None:
+    def __init__(self, course: Course, rungs: Rungs | None, runs: TrialRuns, trouble: list[Exception]) -> None:
         super().__init__()
-        self._course, self._rungs, self._tracker, self._trouble = course, rungs, tracker, trouble
+        self._course, self._rungs, self.runs, self._trouble = course, rungs, runs, trouble
         self.lost: dict[str, str] = {}
         """Why a trial last lost its process."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with _Noted(self._trouble):
-            return self._decide(trial.config["trial"], result)
+            decision = self._decide(trial.config["trial"], result)
+            self.runs.told(trial.config["trial"])
+            return decision
 
     def _decide(self, name: str, result: dict[str, Any]) -> str:
         course, epoch = self._course, int(result["epoch"])
         if course.past.trials[name].state != "running":
             return TrialScheduler.STOP  # started again by Tune after its end was written down
         if course.report(name, epoch, result["mse"], result["loss"], result["seconds"]):
-            values = {"mse": result["mse"], "loss": result["loss"]}
-            self._tracker.event("metrics", series=f"trial {name}", step=epoch, values=values)
             known = course.past.trials[name]
             if self._rungs and self._rungs.stops(name, epoch, known.score):
                 course.end(name, "stopped", _halved(epoch))
@@ -153,6 +133,7 @@ class Halving(_Unsaved, FIFOScheduler):
             cause = getattr(error, "cause", None)
             if isinstance(cause, OSError):
                 raise cause
+            check_alive()  # a trial is not to blame for the end of the whole cluster
             # Tune says this of every failure, those included after which it starts the trial again: no end yet.
             self.lost[trial.config["trial"]] = _last_line(error)
 
@@ -160,12 +141,15 @@ class Halving(_Unsaved, FIFOScheduler):
 class Proposer(_Unsaved, Searcher):
     """The searcher: hands out the next candidate when a place is free, and hears how a trial ended."""
 
-    def __init__(
-        self, course: Course, halving: Halving, width: int, threads: int, log: Path, trouble: list[Exception]
-    ) -> None:
+    def __init__(self, course: Course, halving: Halving, width: int, log: Path, trouble: list[Exception]) -> None:
         super().__init__()  # no metric: the results of a trial differ in kind, and `Course` knows what to make of them
-        self._course, self._width, self._threads, self._log, self._trouble = course, width, threads, log, trouble
+        self._course, self._width, self._log, self._trouble = course, width, log, trouble
         self._halving = halving
+        self._common = {
+            "place": course.config.place.model_dump(mode="json"),
+            "folder": str((course.config.folder / "ray").resolve()),
+            "log": str(log.resolve()),
+        }
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -179,7 +163,7 @@ class Proposer(_Unsaved, Searcher):
             job = self._course.task.job(trial.candidate, make_private(self._course.folder(trial.id)))
             file = job.folder / "job.json"
             write_json(file, job.model_dump(mode="json"))
-            return {"trial": trial.id, "job": str(file), "threads": self._threads, "log": str(self._log.resolve())}
+            return {"trial": trial.id, "job": str(file), **self._common}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self._names[trial_id]
@@ -190,6 +174,7 @@ class Proposer(_Unsaved, Searcher):
                 raise WorkError(f"Trial {name}: {result['reason']}. The log {self._log} has the rest.")
             elif result and "ended" in result:  # else `Halving` has seen to it
                 self._course.end(name, result["ended"], result["reason"])
+            self._halving.runs.told(name)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""
@@ -202,27 +187,40 @@ class Proposer(_Unsaved, Searcher):
 
 
 class _Line(_Unsaved, Callback):
-    """The live line of the terminal, and Tune's pulse."""
+    """The live line and table of the terminal; and Tune's pulse, at which the cluster is looked at."""
 
-    def __init__(self, course: Course, progress: Progress) -> None:
-        self._course, self._progress, self._told = course, progress, 0.0
+    def __init__(
+        self, course: Course, ahead: Forecast, progress: Progress, show: Show, trouble: list[Exception]
+    ) -> None:
+        self._course, self._ahead, self._progress, self._show = course, ahead, progress, show
+        self._trouble = trouble
+        self._told = self._looked = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self._told > 0.5:
-            self._told = time.monotonic()
-            self._progress(*standing(self._course))
+        now = time.monotonic()
+        if now - self._told > 0.5:
+            self._told = now
+            self._progress(*standing(self._course, self._ahead))
+            self._show(rows(live(self._course.past, self._course.live)))
+        if now - self._looked > LOOK_EVERY:
+            self._looked = now
+            with _Noted(self._trouble):
+                check_alive()
 
 
-def standing(course: Course) -> tuple[float, float, str]:
+def standing(course: Course, ahead: Forecast) -> tuple[float, float, str]:
     """(done, total, note) of the live line: share of the trials or of the time, whichever is further."""
     past, budget = course.past, course.config.budget
     over = sum(trial.state != "running" for trial in past.trials.values())
     best = min(past.trials.values(), key=lambda trial: trial.score, default=None)
     known = f"best {best.score:.5f} ({best.title or best.id})" if best and best.reports else ""
-    share = over / budget.trials
+    share, left = over / budget.trials, ahead.seconds(past)
     if budget.minutes is not None:
         share = max(share, min(1.0, course.elapsed() / (60 * budget.minutes)))
-        known += f", {clock(max(0.0, 60 * budget.minutes - course.elapsed()))} of its time left"
+        allowed = max(0.0, 60 * budget.minutes - course.elapsed())
+        left = allowed if left is None else min(left, allowed)
+    if left is not None:
+        known += f", about {clock(left)} left (an estimate)"
     return share, 1.0, f"{over}/{budget.trials} trials, {len(course.live)} running  {known}"
 
 
@@ -240,7 +238,7 @@ class _Noted:
             self._trouble.append(error)
 
 
-def search(course: Course, width: int, log: Path, tracker: Recorder, progress: Progress) -> None:
+def search(course: Course, ahead: Forecast, log: Path, runs: TrialRuns, progress: Progress, show: Show) -> None:
     """Run trials until the course has no more. Needs a connection (`parallel.connect`).
 
     Raises:
@@ -252,12 +250,13 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
     rungs = Rungs(config.asha, config.epochs) if config.asha else None
     if rungs:
         rungs.catch_up(course)
-    halving = Halving(course, rungs, tracker, trouble)
-    resources: dict[str, float] = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
+    runs.catch_up()
+    halving = Halving(course, rungs, runs, trouble)
+    process, resources = trainable(place)
     tuner = tune.Tuner(
-        tune.with_resources(TrialProcess, resources),
+        tune.with_resources(process, resources),
         tune_config=tune.TuneConfig(
-            search_alg=Proposer(course, halving, width, place.cpus, log, trouble),
+            search_alg=Proposer(course, halving, ahead.width, log, trouble),
             scheduler=halving,
             num_samples=-1,
             reuse_actors=True,
@@ -269,7 +268,7 @@ def search(course: Course, width: int, log: Path, tracker: Recorder, progress: P
             storage_path=str((config.folder / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=place.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the training has its own
-            callbacks=[_Line(course, progress)],
+            callbacks=[_Line(course, ahead, progress, show, trouble)],
             verbose=0,
         ),
     )

@@ -130,7 +130,7 @@ def validations(job: TrainJob, progress: Progress = silent) -> Records:
     data, held_out = (_reader(job, part) for part in (job.partition, f"{job.partition}_validation"))
     network = job.network.build()
     if not isinstance(job.network, ClassifierSpec):
-        _standardise(network, data, job.settings.batch_size)
+        _acquaint(network, data, job.settings.batch_size)
     if job.start is not None:
         fill(network, job.start)
     for name in job.frozen:
@@ -346,18 +346,22 @@ def _seed(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _standardise(network: Any, data: Reader | Lessons, batch_size: int) -> None:
-    """Give the inverter mean and spread of each map channel over its training part, the attacker's own data."""
-    if not data.map_shapes:
-        return
+def _acquaint(network: Any, data: Reader | Lessons, batch_size: int) -> None:
+    """Give the inverter mean and spread of each map channel, and the mean of each image channel, over its training
+    part, the attacker's own data."""
     sums: dict[str, Tensor] = {}
+    level_C = torch.zeros((), dtype=torch.float64)
     count = 0
     for batch in data.once(batch_size):
         count += len(batch.key)
+        level_C = level_C + batch.image_BCHW.double().mean((2, 3)).sum(0)
         for name, map_BMHW in batch.maps.items():
             value = map_BMHW.double()
             moments = torch.stack([value.mean((2, 3)).sum(0), value.square().mean((2, 3)).sum(0)])
             sums[name] = sums.get(name, torch.zeros_like(moments)) + moments
+    network.begin_at((level_C / count).float())
+    if not sums:
+        return
     means = torch.cat([moments[0] for moments in sums.values()]) / count
     squares = torch.cat([moments[1] for moments in sums.values()]) / count
     spread = (squares - means.square()).clamp_min(0).sqrt()
