@@ -22,7 +22,9 @@ from xinv.search.record import Past, read
 pytest.importorskip("optuna")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG = ("place.workers=2", "epochs=40", "asha=null", "budget.trials=1", "presets=false")
+ONE = ("place.workers=2", "asha=null", "budget.trials=1", "presets=false")
+ENDLESS = (*ONE, "epochs=5000")
+"""A trial whose end no test waits for."""
 PROGRAM = "import sys, test_place; test_place.run_and_list(*sys.argv[1:])"
 
 
@@ -35,7 +37,7 @@ def run_and_list(folder: str, *overrides: str) -> None:
     def listed() -> None:
         import ray
 
-        if ray.cluster_resources():
+        if ray.is_initialized() and ray.cluster_resources():
             from ray.util.state import list_actors
 
             groups = [one["state"] for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
@@ -137,7 +139,7 @@ def test_trials_of_two_workers_are_the_trials_of_one_and_leave_nothing(tmp_path:
 
 
 def test_a_killed_rank_is_replaced_and_no_epoch_is_repeated(tmp_path: Path) -> None:
-    with searching(tmp_path, *LONG) as search:
+    with searching(tmp_path, *ONE, "epochs=40") as search:
         search.until_reports(3)
         ranks = search.named("RayTrainWorker")
         assert len(ranks) == 2, ranks
@@ -151,7 +153,7 @@ def test_a_killed_rank_is_replaced_and_no_epoch_is_repeated(tmp_path: Path) -> N
 
 
 def test_a_killed_raylet_is_a_clear_error_and_the_same_command_continues(tmp_path: Path) -> None:
-    with searching(tmp_path, *LONG) as search:
+    with searching(tmp_path, *ENDLESS) as search:
         search.until_reports(3)
         (raylet,) = [one for one in search.look() if one.name() == "raylet"]
         raylet.kill()
@@ -159,16 +161,16 @@ def test_a_killed_raylet_is_a_clear_error_and_the_same_command_continues(tmp_pat
         assert search.process.returncode == 1
         assert "WorkError: Ray's daemon (raylet) was killed" in said and "same command continues" in said
         before = search.past()
-    with searching(tmp_path, *LONG) as again:
-        said = again.end()
-        assert again.process.returncode == 0, said[-3000:]
+    with searching(tmp_path, *ENDLESS) as again:
+        again.until_reports(len(before.trials["0000"].reports) + 3)
         after = again.past()
     assert after.lines[: len(before.lines)] == before.lines
-    assert [report["epoch"] for report in after.trials["0000"].reports] == list(range(1, 41))
+    epochs = [report["epoch"] for report in after.trials["0000"].reports]
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 def test_ctrl_c_ends_ranks_in_mid_training(tmp_path: Path) -> None:
-    with searching(tmp_path, *LONG) as search:
+    with searching(tmp_path, *ENDLESS) as search:
         search.until_reports(3)
         assert len(search.named("RayTrainWorker")) == 2
         os.kill(search.process.pid, signal.SIGINT)
@@ -178,7 +180,7 @@ def test_ctrl_c_ends_ranks_in_mid_training(tmp_path: Path) -> None:
 
 
 def test_two_trials_at_once_share_the_machine(tmp_path: Path) -> None:
-    options = ("place.at_once=2", "epochs=20", "asha=null", "budget.trials=4", "presets=false")
+    options = ("place.at_once=2", "epochs=400", "asha=null", "budget.trials=2", "presets=false")
     with searching(tmp_path, *options) as search:
         said = search.end()
         assert search.process.returncode == 0, said[-3000:]
@@ -193,7 +195,7 @@ def test_two_trials_at_once_share_the_machine(tmp_path: Path) -> None:
     assert max(together) == 2
     reports = [line["trial"] for line in past.lines if line["kind"] == "report"]
     turns: list[Any] = [name for name, _ in itertools.groupby(reports)]
-    assert len(turns) > 4, "their reports come in turn, not one trial after another"
+    assert len(turns) > 2, "their reports come in turn, not one trial after another"
     for trial in past.trials.values():
         assert trial.state == "finished"
-        assert [report["epoch"] for report in trial.reports] == list(range(1, 21))
+        assert [report["epoch"] for report in trial.reports] == list(range(1, 401))

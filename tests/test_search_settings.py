@@ -43,6 +43,7 @@ def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
         ("overrides={attack.training.validate_every: 2}", "Make grace a multiple"),
         ("overrides={attack.trainings: 2}", "attack.trainings"),
         ("budget.trails=3", "budget.trails"),
+        ("place={workers: 2, gpus: 0.5}", "2 workers of one trial cannot share a GPU"),
     ],
 )
 def test_a_wrong_search_is_one_clear_error(override: str, words: str, tmp_path: Path) -> None:
@@ -60,6 +61,11 @@ def test_room_is_worked_out_and_told(tmp_path: Path) -> None:
     assert room_for(load(tmp_path, "place={at_once: 3}"), have, GIB).width == 3
     gpus = room_for(load(tmp_path, "place={gpus: 0.5}", "budget.trials=100"), {**have, "GPU": 2.0}, 50 * GIB)
     assert gpus.width == 4, "a candidate's memory is on its GPU"
+    ranks = room_for(
+        load(tmp_path, "place={cpus: 2, workers: 3, gpus: 1}"), {"CPU": 64, "GPU": 8, "memory": 90 * GIB}, 0
+    )
+    assert ranks.width == 2 and "8 GPU at 3 x 1 a trial: room for 2" in ranks.words
+    assert "64 CPU at 3 x 2 a trial: room for 10; 90.0 GiB at 6.2 GiB a trial: room for 14" in ranks.words
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,7 @@ def test_room_is_worked_out_and_told(tmp_path: Path) -> None:
         ("{cpus: 4}", {"CPU": 2.0, "memory": 64.0 * GIB}, "2 CPU at 4 a trial: room for 0"),
         ("{}", {"CPU": 2.0, "memory": 1.0 * GIB}, "1.0 GiB at 1.2 GiB a trial: room for 0"),
         ("{gpus: 1}", {"CPU": 2.0, "memory": 64.0 * GIB}, "0 GPU at 1 a trial: room for 0"),
+        ("{workers: 3}", {"CPU": 2.0, "memory": 64.0 * GIB}, "2 CPU at 3 x 1 a trial: room for 0"),
         ("{at_once: 3}", {"CPU": 2.0, "memory": 64.0 * GIB}, "place.at_once is 3, and the cluster has room for 2"),
     ],
 )

@@ -9,8 +9,7 @@ from xinv.search.settings import SearchConfig
 PROCESS_BYTES = 1_200 << 20
 """Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
 GROUP_BYTES = 2_700 << 20
-"""Memory of what Ray Tune and Ray Train run beside the workers of a trial of several (facts of a CPU: seven processes).
-"""
+"""Memory of what Ray Tune and Ray Train run beside the workers of a trial of several (seven processes on a CPU)."""
 HEAD_BYTES = 176 << 10
 """Memory that one trial adds to the head, measured over 200 trials (tests/bench/search.py memory): 100 KiB to the
 driver, for its lines of the record and what Optuna and Tune keep of it, and the rest to Ray's processes."""
