@@ -11,8 +11,9 @@ PROCESS_BYTES = 1_200 << 20
 GROUP_BYTES = 2_700 << 20
 """Memory of what Ray Tune and Ray Train run beside the workers of a trial of several (seven processes on a CPU)."""
 HEAD_BYTES = 176 << 10
-"""Memory that one trial adds to the head, measured over 200 trials (tests/bench/search.py memory): 100 KiB to the
-driver, for its lines of the record and what Optuna and Tune keep of it, and the rest to Ray's processes."""
+"""Memory that one trial adds to the head, in the larger of two measurements over 200 trials (tests/bench/search.py
+memory): 100 KiB to the driver, for its lines of the record and what Optuna and Tune keep of it, and 76 KiB to Ray's
+processes. The smaller was 54 and 60 KiB."""
 
 
 @dataclass(frozen=True)
