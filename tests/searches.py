@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from xinv.config import AuditConfig
 from xinv.nets.design import InverterDesign, ReleaseShape
+from xinv.parallel import secure
 from xinv.search import settings as searches
 from xinv.search.course import Course
 from xinv.search.record import Record, Trial
@@ -163,7 +164,8 @@ class Play:
         self.now = 0.0
         self.record = Record(config.folder)
         self.course = Course(config, task, TinySpace(training, limit), price, self.record, lambda: self.now)
-        from xinv.search.tune import Rungs  # imports Ray, before which `parallel.connect` must have set its environment
+        secure()  # later tests of this process start a cluster
+        from xinv.search.tune import Rungs
 
         self.rungs = Rungs(config.asha, config.epochs) if config.asha else None
         if self.rungs:

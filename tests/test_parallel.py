@@ -2,12 +2,14 @@
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from audits import environment
 
 from xinv import parallel
 from xinv.errors import InputError, WorkError
@@ -106,3 +108,13 @@ def test_whatever_keeps_ray_from_starting_is_a_work_error(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
     with pytest.raises(WorkError, match=r"Ray did not start .* dashboard.err"):
         parallel.connect(SETTINGS)
+
+
+def test_ray_that_was_imported_before_its_token_is_refused_with_the_mend() -> None:
+    code = (
+        "import os; os.environ.pop('RAY_AUTH_MODE', None); import ray; from xinv.errors import InputError\n"
+        "from xinv.parallel import secure\n"
+        "try:\n    secure()\nexcept InputError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment())
+    assert "Import ray later, or set RAY_AUTH_MODE=token" in done.stdout, done.stderr

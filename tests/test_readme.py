@@ -12,6 +12,7 @@ from audits import DEMO, ROOT
 from xinv import cli
 from xinv import config as configs
 from xinv.factors import settings as factors
+from xinv.search import settings as searches
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^ {4}(xinv [^#\n]+)", README, re.MULTILINE)
@@ -28,8 +29,12 @@ def test_links_lead_somewhere() -> None:
 def test_settings_of_the_commands_exist(line: str) -> None:
     words = shlex.split(line.split(">")[0])
     path = next(word for word in words if word.startswith("configs/"))
+    changes = [word for word in words if re.match(r"[a-z_.]+=", word)]
+    if words[1] == "search":
+        searches.base_audit(searches.load(ROOT / path, changes))
+        return
     load = factors.load if words[1] == "factors" else configs.load
-    load(ROOT / path, [word for word in words if re.match(r"[a-z_.]+=", word)])
+    load(ROOT / path, changes)
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -54,17 +54,13 @@ def connect(settings: WorkerSettings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if settings.address is None:
-        # The Jobs API of a cluster without a token runs anybody's code; one that lives in the environment alone leaves
-        # nothing in the home directory.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        secure()
         cores = os.cpu_count() or 1
         options |= {"num_cpus": max(cores, settings.count * settings.cpus), "include_dashboard": True}
         options |= {"object_store_memory": 256 << 20}
     else:
         options |= {"address": settings.address}
-    import ray  # reads RAY_AUTH_MODE and the token as it is imported
+    import ray
 
     start = functools.partial(ray.init, **options)
     if settings.address is None:
@@ -81,6 +77,26 @@ def connect(settings: WorkerSettings) -> None:
             "or set workers.address to null to run on this machine."
         )
     raise WorkError(f"Ray did not start on this machine ({failure}). `xinv doctor` looks for the reason.")
+
+
+def secure() -> None:
+    """Give the local cluster that will be started a token, in the environment; before the first import of Ray, which
+    reads it then.
+
+    The Jobs API of a cluster without a token runs anybody's code; one that lives in the environment alone leaves
+    nothing in the home directory.
+
+    Raises:
+        InputError: Ray was imported before there was a token.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and "ray" in sys.modules:
+        raise InputError(
+            "Ray was imported before xinv could give its cluster a token, which Ray reads as it is imported. Import "
+            "ray later, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before."
+        )
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _attempt(action: Callable[[], Any]) -> str | None:
