@@ -8,8 +8,9 @@ from xinv.search.settings import SearchConfig
 
 PROCESS_BYTES = 1_200 << 20
 """Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
-GROUP_BYTES = 2_700 << 20
-"""Memory of what Ray Tune and Ray Train run beside the workers of a trial of several (seven processes on a CPU)."""
+GROUP_BYTES = 2_300 << 20
+"""Memory of the eight processes of Ray Tune and Ray Train beside the workers of a trial of several (2.25 GB resident,
+1.35 GB of it their own, measured on a CPU)."""
 HEAD_BYTES = 176 << 10
 """Memory that one trial adds to the head, in the larger of two measurements over 200 trials (tests/bench/search.py
 memory): 100 KiB to the driver, for its lines of the record and what Optuna and Tune keep of it, and 76 KiB to Ray's
