@@ -3,13 +3,13 @@
 import copy
 import html
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM
 from fabricated import among_people, draw_pictures, fabricated, in_subsets, judged_twice, leak_of, modern, set_leak
 from PIL import Image
 
@@ -18,8 +18,6 @@ from xinv.report.measures import METRICS
 from xinv.report.page import summary_rows, verdict, write_report
 from xinv.report.rows import EXPLANATION_TITLES
 from xinv.report.summary import cautions
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture

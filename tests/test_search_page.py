@@ -5,7 +5,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from browser import CHROMIUM, accent_pixels
 from safetensors.numpy import save_file
 from searches import Play, load
 
@@ -36,7 +35,6 @@ from xinv.train.settings import TrainingSettings
 
 pytest.importorskip("optuna")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHAPE = ReleaseShape(10, ((1, 32, 32),))
 
 
@@ -392,16 +390,7 @@ def test_training_and_loss_in_words() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page)
-    picture = tmp_path / "page.png"
-    subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={picture}",
-         "--window-size=1200,6000", f"file://{tmp_path / 'report.html'}"],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    blue = np.abs(pixels.astype(int) - (0x1F, 0x4E, 0x79)).sum(1) < 12
-    assert blue.sum() > 2000, "charts in the accent colour"
+    assert accent_pixels(tmp_path / "report.html", 6000) > 2000, "charts in the accent colour"
 
 
 @pytest.mark.parametrize(

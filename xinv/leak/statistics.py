@@ -82,8 +82,7 @@ def bootstrap_mean(
         bottom, top = bounds
         slack = (top - bottom) * (1.0 - tail ** (1.0 / clusters))
         return Interval(mean, top - slack, top) if mean == top else Interval(mean, bottom, bottom + slack)
-    low, high = np.quantile(mean_R, [tail, 1.0 - tail])
-    return Interval(mean, float(low), float(high))
+    return Interval(mean, *_ends(mean_R, level))
 
 
 def paired_difference(
@@ -108,10 +107,9 @@ def paired_difference(
     assert a.shape[-1] == b.shape[-1] and (a.ndim == 1 or b.ndim == 1 or a.shape == b.shape), (a.shape, b.shape)
     value_SN = _checked(a - b, resamples, level)
     mean_R, _ = _resampled_means(value_SN, clusters_N, seed, resamples)
-    low, high = np.quantile(mean_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     rarer = min(int((mean_R <= 0.0).sum()), int((mean_R >= 0.0).sum()))
     p = min(1.0, max(1, 2 * rarer) / (resamples + 1))
-    return Difference(float(value_SN.mean()), float(low), float(high), p, float(mean_R.std()))
+    return Difference(float(value_SN.mean()), *_ends(mean_R, level), p, float(mean_R.std()))
 
 
 def paired_ratio(
@@ -137,8 +135,13 @@ def paired_ratio(
     below_R, _ = _resampled_means(b_SN, clusters_N, seed, resamples)
     if not (below_R > 0.0).all():
         raise WorkError("A ratio of errors needs errors above 0, and one of the two has none on some resample.")
-    low, high = np.quantile(above_R / below_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Ratio(float(a_SN.mean() / b_SN.mean()), float(low), float(high))
+    return Ratio(float(a_SN.mean() / b_SN.mean()), *_ends(above_R / below_R, level))
+
+
+def _ends(value_R: np.ndarray, level: float) -> tuple[float, float]:
+    """The percentile interval of resampled values."""
+    low, high = np.quantile(value_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -311,6 +311,11 @@ class Inverter(nn.Module):
         self.map_mean.copy_(mean_M)
         self.map_scale.copy_(scale_M)
 
+    @property
+    def begins_at_mean(self) -> bool:
+        """Whether `begin_at` does anything."""
+        return self.design.head == "sigmoid"
+
     @torch.no_grad()
     def begin_at(self, level_C: Tensor) -> None:
         """Let training begin around the mean of the images, `level_C` in [0, 1] for each channel.
@@ -319,7 +324,7 @@ class Inverter(nn.Module):
         design overshoots to where the sigmoid is flat, and stays black for ever. Other heads find the mean in a few
         steps, and begin as torch has it.
         """
-        if self.design.head == "sigmoid":
+        if self.begins_at_mean:
             bias_C = self.decoder.output.bias
             assert bias_C is not None
             bias_C.copy_(level_C.clamp(MARGIN, 1 - MARGIN).logit())

@@ -59,6 +59,11 @@ class SurrogateInverter(nn.Module):
             self.map_mean.copy_(mean_M)
             self.map_scale.copy_(scale_M)
 
+    @property
+    def begins_at_mean(self) -> bool:
+        """As `Inverter.begins_at_mean`."""
+        return self.image.begins_at_mean
+
     def begin_at(self, level_C: Tensor) -> None:
         """The mean of the images, in [0, 1] for each channel (`Inverter.begin_at`)."""
         self.image.begin_at(level_C)

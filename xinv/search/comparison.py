@@ -93,9 +93,18 @@ def epochs_for(flops: float, flops_per_epoch: float) -> int:
 
 
 def read_final(folder: Path) -> dict[str, Any] | None:
-    """final.json of a search's run folder; None where there is none."""
+    """final.json of a search's run folder; None where there is none. InputError where it is something else."""
     path = folder / FINAL
-    return dict(read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_json(path)
+    missing = {"seeds", "victims", "entries", "ratios", "pictures"} - set(found if isinstance(found, dict) else ())
+    if missing:
+        raise InputError(
+            f"{path} has no {', '.join(sorted(missing))}, so it is no final comparison of a search. Remove it, and "
+            "start the search again: it makes the comparison anew."
+        )
+    return dict(found)
 
 
 def write_final(folder: Path, content: dict[str, Any]) -> Path:

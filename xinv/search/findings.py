@@ -4,11 +4,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xinv.errors import InputError
 from xinv.files import read_json
 from xinv.provenance import git_revision, machine, versions
 from xinv.search.best import pareto, ranked
-from xinv.search.comparison import FINAL
+from xinv.search.comparison import read_final
 from xinv.search.importance import importance
 from xinv.search.record import Past, Trial
 from xinv.search.settings import SearchConfig, base_audit
@@ -67,7 +66,7 @@ def findings(config: SearchConfig, past: Past, folder: Path) -> dict[str, Any]:
         "progress": _progress(past),
         "refused": [{"title": line["title"], "reason": line["reason"]} for line in past.refused],
         "importance": importance(past, config.epochs),
-        "final": _final(folder / FINAL),
+        "final": read_final(folder),
         "starts": [
             {key: event.get(key) for key in ("time", "git", "versions", "machine")}
             for event in read_events(folder)
@@ -108,16 +107,3 @@ def _synthetic(folder: Path, past: Past, source: str) -> bool:
     """Whether the images show nothing real: as their index says; where that is gone, by the name of their source."""
     index = folder.parent / "stages" / str((past.task or {}).get("images")) / "index.json"
     return bool(read_json(index).get("synthetic")) if index.exists() else source.startswith("synthetic")
-
-
-def _final(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    found = read_json(path)
-    missing = {"seeds", "victims", "entries", "ratios", "pictures"} - set(found if isinstance(found, dict) else ())
-    if missing:
-        raise InputError(
-            f"{path} has no {', '.join(sorted(missing))}, so it is no final comparison of a search. Remove it, and "
-            "start the search again: it makes the comparison anew."
-        )
-    return dict(found)

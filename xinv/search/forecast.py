@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xinv.parallel import WorkerSettings, map_tasks
 from xinv.progress import clock
+from xinv.report import amounts
 from xinv.search.record import Past
 from xinv.search.settings import AshaSettings, SearchConfig
 from xinv.search.study import Study
@@ -89,8 +90,8 @@ class Forecast:
         halving = f", {epochs:.1f} of {config.epochs} on average by halving" if config.asha else ""
         found = (
             f"about {clock(seconds)}, an estimate: {coming} trials to come at "
-            f"{_short(self.proposal * self.samples)}FLOP an epoch{halving}; "
-            f"{_short(speed.flops)}FLOP/s each, from {speed.source}"
+            f"{amounts.flops(self.proposal * self.samples)} an epoch{halving}; "
+            f"{amounts.flops(speed.flops)}/s each, from {speed.source}"
         )
         minutes = config.budget.minutes
         if minutes is not None:
@@ -142,13 +143,6 @@ def expected_epochs(epochs: int, asha: AshaSettings | None, age: int = 0) -> flo
         if asha and epoch in rungs:
             alive /= asha.reduction
     return found
-
-
-def _short(value: float) -> str:
-    for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {prefix}"
-    return f"{value:.3g} "
 
 
 def time_first(

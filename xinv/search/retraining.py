@@ -4,8 +4,6 @@ trial. Each is a stage of an audit's, made in a worker, and so is shared with au
 
 import contextlib
 import functools
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from xinv.search.settings import SearchConfig, worker_settings
 from xinv.search.task import Ground, Task
 from xinv.track import Recorder
 from xinv.train.inline import InProcess
-from xinv.trials.team import TELL_EVERY
+from xinv.trials.team import enter, shares
 from xinv.trials.walk import Relay
 
 Call: TypeAlias = tuple[str, InverterTraining]
@@ -122,11 +120,7 @@ def _trainer(
     base: AuditConfig, task: Task, threads: int, folder: Path, runs: Path, tell: Callable[[Any], None]
 ) -> Callable[[Call], None]:
     """Built in a worker process: makes the stage of one training."""
-    if not folder.is_dir() or not runs.is_dir():
-        raise WorkError(
-            f"{runs} is not on every machine of the cluster; start xinv in a folder that all of them share."
-        )
-    os.chdir(folder)  # a configuration's relative paths mean what they mean to the driver
+    enter(folder, runs)
     group = InProcess(threads)
 
     def run(call: Call) -> None:
@@ -145,12 +139,4 @@ def _trainer(
 @contextlib.contextmanager
 def _told(key: str, tell: Callable[[Any], None]) -> Iterator[Progress]:
     """A screen that is elsewhere."""
-    told = time.monotonic()
-
-    def progress(done: float, total: float, note: str) -> None:
-        nonlocal told
-        if total and time.monotonic() - told > TELL_EVERY:
-            told = time.monotonic()
-            tell(("progress", key, min(1.0, done / total)))
-
-    yield progress
+    yield shares(lambda share: tell(("progress", key, share)))

@@ -348,7 +348,9 @@ def _seed(seed: int) -> None:
 
 def _acquaint(network: Any, data: Reader | Lessons, batch_size: int) -> None:
     """Give the inverter mean and spread of each map channel, and the mean of each image channel, over its training
-    part, the attacker's own data."""
+    part, the attacker's own data: what of these it wants."""
+    if not data.map_shapes and not network.begins_at_mean:
+        return
     sums: dict[str, Tensor] = {}
     level_C = torch.zeros((), dtype=torch.float64)
     count = 0

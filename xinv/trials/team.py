@@ -236,24 +236,39 @@ class _Drive:
         self.progress(done, total, note if len(note) <= 100 else f"{note[:97]}...")
 
 
+def enter(folder: Path, *needed: Path) -> None:
+    """Work in the driver's folder: a configuration's relative paths mean what they mean there. WorkError where that
+    folder, or another that is needed, is not on this machine."""
+    for one in (folder, *needed):
+        if not one.is_dir():
+            raise WorkError(
+                f"{one} is not on every machine of the cluster; start xinv in a folder that all of them share."
+            )
+    os.chdir(folder)
+
+
+def shares(tell: Callable[[float], None]) -> Progress:
+    """A progress callback that tells the share that is done, every now and then."""
+    told = time.monotonic()
+
+    def progress(done: float, total: float, note: str) -> None:
+        nonlocal told
+        if total and time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            tell(min(1.0, done / total))
+
+    return progress
+
+
 def _worker(threads: int, folder: Path, tell: Callable[[Any], None]) -> Callable[[Call], float]:
     """Built in a worker process: makes one stage of a trial, or scores it and writes its report; seconds it took."""
-    if not folder.is_dir():
-        raise WorkError(
-            f"{folder} is not on every machine of the cluster; start xinv in a folder that all of them share."
-        )
-    os.chdir(folder)  # a configuration's relative paths mean what they mean to the driver
+    enter(folder)
     group, memory = InProcess(threads), Memory()
 
     def run(call: Call) -> float:
         ident, config = call
-        begun = told = time.monotonic()
-
-        def progress(done: float, total: float, note: str) -> None:
-            nonlocal told
-            if total and time.monotonic() - told > TELL_EVERY:
-                told = time.monotonic()
-                tell(("progress", config.name, ident, min(1.0, done / total)))
+        begun = time.monotonic()
+        progress = shares(lambda share: tell(("progress", config.name, ident, share)))
 
         def event(content: dict[str, Any]) -> None:
             tell(("event", config.name, ident, content))
