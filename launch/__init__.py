@@ -1,0 +1,1 @@
+"""How work gets to where it runs: this machine, Slurm, a Ray cluster, Kubernetes. Knows no torch."""

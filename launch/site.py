@@ -1,0 +1,42 @@
+"""What is so at the user's site, for every job: partitions, accounts, images. Not in the experiment's configuration,
+which is the same everywhere."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xinv.errors import InputError
+from xinv.mistakes import explain
+from xinv.overrides import load_yaml
+
+
+class Site(BaseModel):
+    """The site file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
+    )
+
+
+def site_path() -> Path:
+    """Where the user's site file is: XINV_SITE, else xinv/site.yaml in the folder of the user's settings."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("XINV_SITE") or home / "xinv" / "site.yaml")
+
+
+def load_site(path: Path | None = None) -> Site:
+    """The site file at `path`, or the user's own; the defaults where the user has none.
+
+    Raises:
+        InputError: a file that was named is missing; or it does not validate.
+    """
+    file = path or site_path()
+    if not file.exists() and path is None and "XINV_SITE" not in os.environ:
+        return Site()
+    try:
+        return Site.model_validate(load_yaml(file))
+    except ValidationError as error:
+        raise explain(error, Site, str(file)) from None
