@@ -243,6 +243,13 @@ def _json(call: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str
     return found
 
 
+def quantity(text: str) -> float:
+    """An amount as Kubernetes writes it: 500m, 64Gi, 8."""
+    from kubernetes.utils import parse_quantity
+
+    return float(parse_quantity(text))
+
+
 def _connect(site: KubernetesSite) -> Any:
     from kubernetes import client, config
     from urllib3.util import Retry

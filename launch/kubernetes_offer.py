@@ -3,7 +3,7 @@
 from typing import Any
 
 from launch.job import Request
-from launch.kubernetes_api import GROUP, PLURAL, VERSION, Api
+from launch.kubernetes_api import GROUP, PLURAL, VERSION, Api, quantity
 from launch.rayjob import KubernetesSite, nodes_of
 from xinv.errors import InputError
 
@@ -107,14 +107,12 @@ def _queue(request: Request, site: KubernetesSite, api: Api) -> list[str]:
 
 def _nodes(request: Request, site: KubernetesSite, api: Api) -> list[str]:
     """How many pods of the job the present nodes hold when they are empty."""
-    from kubernetes.utils import parse_quantity
-
     nodes = api.nodes()
     if nodes is None:
         return ["nodes: not compared, you may not list them"]
-    need = {name: float(parse_quantity(amount)) for name, amount in nodes_of(request, site).items()}
+    need = {name: quantity(amount) for name, amount in nodes_of(request, site).items()}
     offers = [
-        {name: float(parse_quantity((node["status"].get("allocatable") or {}).get(name, "0"))) for name in need}
+        {name: quantity((node["status"].get("allocatable") or {}).get(name, "0")) for name in need}
         for node in nodes
         if _takes(node, site)
     ]

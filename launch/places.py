@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from launch.backend import Backend
+from launch.kubernetes import Kubernetes
 from launch.local import Local
 from launch.site import Site
 from xinv.errors import InputError
 
 PLACES: dict[str, Callable[[Site], Backend]] = {
     "local": lambda site: Local(),
+    "kubernetes": lambda site: Kubernetes(site.kubernetes),
 }
 """Name -> the backend, made from the site file."""
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from launch.job import Request
@@ -306,6 +305,8 @@ def _block(text: str, indent: int) -> _Yaml:
 
 @cache
 def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
     # Whatever the template puts out goes through _scalar: no value can become a key, a tag or a line of its own.
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_scalar
