@@ -32,6 +32,7 @@ class Kubernetes:
 
     def check(self, request: Request) -> list[str]:
         body = parsed(manifest(request, self.site))
+        body["metadata"]["name"] += "-try"  # a job of this name may be there from before; this one then gets a number
         lines = compare(request, self.site, self.api)
         try:
             self.api.create(body, dry_run=True)
@@ -43,8 +44,6 @@ class Kubernetes:
                 "without one whoever reaches its ports can run code as you. It takes KubeRay 1.5.1 or newer (1.6 for "
                 "kubernetes.token_secret)."
             ) from None
-        except ConflictError:
-            return [*lines, f"a RayJob {request.handle} is there already"]
         return [*lines, "the API server accepts the job (tried without keeping it)"]
 
     def render(self, request: Request) -> str:
@@ -112,8 +111,10 @@ class Kubernetes:
         if found is None or status_of(found).state.over:
             return
         self.api.delete(job.handle)
-        # With the object its state is gone too: where the job cannot say itself that it was ended, this says it.
-        if result_of(job.request.folder) is None:
+        # With the object its state is gone too: where the job cannot say itself that it was ended, this says it. (A
+        # failure that is there already is of an earlier attempt.)
+        own = result_of(job.request.folder)
+        if own is None or own.state == State.failed:
             write_result(make_private(job.request.folder), 130, "cancelled", cancelled=True)
 
     def _found(self, job: Job) -> dict[str, Any] | None:

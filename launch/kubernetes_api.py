@@ -33,7 +33,7 @@ Found = dict[str, Any] | Literal["forbidden"] | None
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
-class ConflictError(Exception):
+class ConflictError(InputError):
     """Something of this name is there already."""
 
 
@@ -212,7 +212,7 @@ class Api:
     def _error(self, error: Any, what: str) -> Exception:
         said = _said(error)
         if error.status == 409:
-            return ConflictError(said)
+            return ConflictError(f"The API server {self.server} refuses to {what}: {said}")
         if error.status == 401:
             return InputError(
                 f"The API server {self.server} does not know who you are ({said}). Log in again: the credentials of "

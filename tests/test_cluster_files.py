@@ -141,7 +141,7 @@ def test_an_empty_index_of_torch_adds_no_argument() -> None:
     said = line.replace("pip install", "printf '%s|'")
     for index, expected in (
         ("", ["-c", "constraints.txt", "torch"]),
-        ("I", ["-c", "constraints.txt", "--index-url", "I", "torch"]),
+        ("I", ["-c", "constraints.txt", "--extra-index-url", "I", "torch"]),
     ):
         done = subprocess.run(
             ["sh", "-c", said], env={"TORCH_INDEX": index}, capture_output=True, text=True, timeout=10

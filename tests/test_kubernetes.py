@@ -78,6 +78,11 @@ def test_what_is_asked_is_compared_with_what_is_there(server: Server, cluster: C
     assert cluster.rayjobs == {}  # tried, not kept
 
 
+def test_a_job_that_ran_before_is_no_reason_to_refuse(server: Server, tmp_path: Path) -> None:
+    backend, job = sent(server, tmp_path, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    assert "tried" in backend.check(job.request)[-1]
+
+
 def test_what_one_may_not_look_at_is_said(server: Server, cluster: Cluster, tmp_path: Path) -> None:
     cluster.denied = {("list", "nodes"), ("get", "secrets"), ("get", "persistentvolumeclaims")}
     lines = place(server, tmp_path, secrets=["wandb"]).check(request(home=tmp_path))
@@ -353,6 +358,13 @@ def test_cancelling_deletes_the_job_and_says_so_ever_after(server: Server, clust
     assert cluster.rayjobs == {}
     assert backend.status(job).state == State.cancelled
     backend.cancel(job)  # nothing is there any more
+
+
+def test_an_attempt_that_failed_before_does_not_hide_that_a_job_was_cancelled(server: Server, tmp_path: Path) -> None:
+    backend, job = sent(server, tmp_path, {"jobDeploymentStatus": "Retrying", "failed": 1})
+    write_result(make_private(job.request.folder), 1, "node lost")
+    backend.cancel(job)
+    assert backend.status(job).state == State.cancelled
 
 
 def test_cancelling_leaves_alone_what_is_over(server: Server, cluster: Cluster, tmp_path: Path) -> None:
