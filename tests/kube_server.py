@@ -4,13 +4,17 @@ like. It runs nothing."""
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from rayjobs import site
+
+from launch.kubernetes import Kubernetes
 
 TOKEN = "open sesame"
 RAYJOBS = "/apis/ray.io/v1/namespaces/default/rayjobs"
@@ -162,7 +166,7 @@ def _known(things: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
 
 
 class Server:
-    """The server, while a test runs."""
+    """The server, on a port of its own."""
 
     def __init__(self) -> None:
         self.cluster = Cluster()
@@ -173,6 +177,23 @@ class Server:
     def close(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server, while a test runs."""
+    found = Server()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def place(server: Server, folder: Path, **settings: Any) -> Kubernetes:
+    """The place, as a user sees it whose working directory is `folder`, on the claim `home`."""
+    volumes = [{"claim": "home", "path": str(folder)}]
+    found = {"kubeconfig": str(kubeconfig(folder, server.port)), "volumes": volumes, **settings}
+    return Kubernetes(site(**found))
 
 
 def kubeconfig(folder: Path, port: int, token: str = TOKEN) -> Path:
