@@ -216,7 +216,7 @@ class AuditConfig(BaseModel):
     )
     storage: StorageUrl | None = Field(
         None,
-        description="URL where finished steps, checkpoints and run folders are kept as well, reconstructions among them, "
+        description="URL where finished steps, checkpoints and run folders are kept too, reconstructions among them, "
         "so that another machine can go on: s3://bucket/folder, gs://, abfs://, a path. null: nowhere",
     )
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
@@ -368,10 +368,10 @@ def bind_folder(
     if path.exists():
         key = next(_differences(load_yaml(path), tree, (), unbound), None)
         if key is not None:
-            where = ".".join(key[0])
+            where, kept = ".".join(key[0]), f" and {storage}/runs/{folder.name}" if storage else ""
             raise InputError(
                 f"{folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
-                f"Give {owner} another name (name=...), or remove {folder}; finished steps are kept."
+                f"Give {owner} another name (name=...), or remove {folder}{kept}; finished steps are kept."
             )
     make_private(folder)
     write_atomic(path, dump_yaml(tree))

@@ -29,7 +29,7 @@ STEP = "step-"
 UNCHANGING = (".safetensors", ".npz", ".tar")
 """Files that are written aside and renamed. So are whole checkpoints (STEP); any other file may grow."""
 
-RUN_EVERY, TRAINING_EVERY = 60.0, 5.0  # seconds between two looks
+RUN_EVERY, TRAINING_EVERY = 30.0, 5.0  # seconds between two looks
 
 
 class Keeper:
@@ -117,14 +117,20 @@ def snapshot(folder: Path, out: Path) -> dict[str, Path]:
     steps, _ = _look(folder)
     for step in steps:
         place, before = out / step.relative_to(folder), _state(step)[0]
-        for file in step.rglob("[!.]*"):
-            if file.is_file():
-                _take(file, place / file.relative_to(step), unchanging=True)
+        for file in _visible(step):
+            _take(file, place / file.relative_to(step), unchanging=True)
         if _state(step)[0] != before:  # a checkpoint goes by one rename, so until then it was whole
             rmtree(place, ignore_errors=True)
     for file in _look(folder)[1]:
         _take(file, out / file.relative_to(folder), file.suffix in UNCHANGING)
-    return {file.relative_to(out).as_posix(): file for file in sorted(out.rglob("*")) if file.is_file()}
+    return {file.relative_to(out).as_posix(): file for file in sorted(_visible(out))}
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The files below a folder, without what is hidden. (`rglob` raises where a folder goes meanwhile.)"""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in files if not name.startswith("."))
 
 
 def _take(file: Path, place: Path, unchanging: bool) -> None:
