@@ -5,6 +5,7 @@ Places: memory, a folder, and S3 over HTTP (moto's server in a thread of this pr
 
 import json
 import secrets
+import shutil
 import socket
 import threading
 import urllib.request
@@ -155,6 +156,17 @@ def test_a_stage_is_put_once_and_again_where_the_storage_is_another(tmp_path: Pa
     assert set(objects(kept)) == {MARKER}, "a look-up asks the storage nothing"
     store(tmp_path / "a", other).finished("images", IDENTITY)
     assert store(tmp_path / "b", other).make("images", IDENTITY, never).result == {"images": 3}
+
+
+def test_a_stage_that_was_removed_and_spoilt_is_made_and_put_again(tmp_path: Path) -> None:
+    url = f"{tmp_path}/kept"
+    made = store(tmp_path / "a", url).make("images", IDENTITY, work)
+    shutil.rmtree(made.folder)
+    kept = opened(url)
+    assert kept is not None
+    spoil(kept, f"stages/{made.id}")
+    assert store(tmp_path / "a", url).make("images", IDENTITY, work).fresh
+    assert store(tmp_path / "b", url).make("images", IDENTITY, never).result == {"images": 3}
 
 
 def test_what_is_absent_is_not_asked_for_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

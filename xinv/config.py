@@ -30,7 +30,7 @@ from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
 
-UNBOUND = ("workers", "track", "storage")
+UNBOUND = ("runs", "storage", "workers", "track")
 """Parts that may differ between two runs of one audit: where it runs and who is told changes no result."""
 
 

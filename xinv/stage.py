@@ -74,6 +74,7 @@ class Store:
                 found = self._here(name, identity) or self._fetched(name, identity)
                 if found is None:
                     folder = make_private(self.root / name)
+                    self._note(name).unlink(missing_ok=True)  # what it says is of a folder that somebody has removed
                     begun = time.monotonic()
                     result = work(folder)
                     seconds = round(time.monotonic() - begun, 2)
@@ -107,7 +108,7 @@ class Store:
         note = self._note(stage.id)
         if self.storage is None or (note.exists() and note.read_text() == self.storage.id):
             return
-        files = sorted(path for path in stage.folder.rglob("*") if path.is_file())
+        files = sorted(path for path in stage.folder.rglob("[!.]*") if path.is_file())
         self.storage.put(f"stages/{stage.id}", {path.relative_to(stage.folder).as_posix(): path for path in files})
         self.storage.drop(training_name(stage.id))
         write_atomic(note, self.storage.id)

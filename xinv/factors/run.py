@@ -31,7 +31,7 @@ from xinv.track import Tracker
 from xinv.train.run import TrainingGroup
 from xinv.trials.team import Team, Trials
 
-UNBOUND = (("trials",), ("storage",), *(("base", section) for section in CARRIES))
+UNBOUND = (("trials",), ("runs",), ("storage",), *(("base", section) for section in CARRIES))
 """Parts of resolved.yaml that may differ between two runs of one analysis: where it runs changes no result."""
 
 

@@ -17,7 +17,7 @@ from xinv.search.comparison import FinalSettings
 from xinv.storage import StorageUrl
 from xinv.train.settings import TrainingSettings
 
-UNBOUND = (("budget",), ("place",), ("final",), ("storage",), *(("base", section) for section in CARRIES))
+UNBOUND = (("budget",), ("place",), ("final",), ("runs",), ("storage",), *(("base", section) for section in CARRIES))
 """Parts of resolved.yaml that may differ between two starts of one search: a larger budget goes on where it stopped."""
 
 PBT = (
