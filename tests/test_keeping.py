@@ -113,7 +113,7 @@ def test_a_checkpoint_that_others_could_have_written_is_not_loaded(
     assert "was not signed with the key" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("here", "there", "used"), [(4, 8, 8), (8, 4, 8), (None, 8, 8)])
+@pytest.mark.parametrize(("here", "there", "used"), [(4, 8, 8), (8, 4, 8), (8, 8, 8), (None, 8, 8)])
 def test_the_newer_checkpoint_counts(here: int | None, there: int, used: int, tmp_path: Path) -> None:
     url = f"{tmp_path}/kept"
     with kept_training(kept_at(url), write(tmp_path / "a" / "t", **{f"checkpoints__step_{there:08d}__x": "there"})):
@@ -125,7 +125,7 @@ def test_the_newer_checkpoint_counts(here: int | None, there: int, used: int, tm
     with kept_training(kept_at(url), folder):
         newest = max((folder / "checkpoints").glob("step-*"))
         assert newest.name == f"step-{used:08d}"
-        assert (newest / "x").read_text() == ("there" if used == there else "here")
+        assert (newest / "x").read_text() == ("here" if used == here else "there")
         assert sorted(path.name for path in folder.iterdir()) == ["checkpoints"]
 
 

@@ -209,8 +209,8 @@ def forge_signature(kept: Storage, name: str) -> None:
 def transplant(kept: Storage, name: str) -> None:
     """A folder that was truly signed, under the name of another."""
     kept.put("stages/another", {"index.json": key_path()})
-    path = f"{kept._root}/stages/another/{KEPT}"
-    kept._files.pipe_file(f"{kept._root}/{name}/{KEPT}", kept._files.cat_file(path))
+    for path in kept._files.find(f"{kept._root}/stages/another"):
+        kept._files.pipe_file(path.replace("stages/another", name), kept._files.cat_file(path))
 
 
 def spoil(kept: Storage, name: str) -> None:
@@ -323,7 +323,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(InputError, match="pip install gcsfs"):
         check("gs://bucket/folder")
-    with pytest.raises(InputError, match="Known protocols are file, s3"):
+    with pytest.raises(InputError, match="Known: file, s3"):
         check("s4://bucket/folder")
 
 

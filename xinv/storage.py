@@ -96,8 +96,7 @@ def _open(url: str) -> tuple[Any, str]:
         package = PACKAGES.get(protocol, f"the package for {protocol}")
         raise InputError(f"storage {url} needs a package: pip install {package} on every machine ({error}).") from None
     except ValueError as error:
-        known = ", ".join(["file", *dict.fromkeys(PACKAGES)])
-        raise InputError(f"storage {url} cannot be opened ({error}). Known protocols are {known}.") from None
+        raise InputError(f"storage {url} cannot be opened: {error}. Known: {', '.join(['file', *PACKAGES])}.") from None
     return files, root.rstrip("/")
 
 
@@ -113,10 +112,7 @@ def check(url: str, limit: float = CHECK_LIMIT) -> None:
     thread.start()
     thread.join(limit)
     if not outcome:
-        raise InputError(
-            f"storage {url} does not answer within {limit:.0f} s. Check the URL, the endpoint and the network of this "
-            "machine."
-        )
+        raise InputError(f"storage {url} does not answer within {limit:.0f} s. Check the URL, endpoint and network.")
     if outcome[0] is not None:
         raise outcome[0]
 
@@ -171,9 +167,8 @@ def check_nodes(url: str, runs: Path, nodes: int, shared: bool) -> None:
     """
     if nodes > 1 and not shared:
         raise InputError(
-            f"The {nodes} machines of this job do not see one {runs}. storage ({url}) keeps finished work, and the "
-            "processes of one run need a disk in common beside it: name a folder on one as runs, or ask for one "
-            "machine with all the GPUs."
+            f"The {nodes} machines of this job do not see one {runs}, and the processes of one run need a disk in "
+            f"common beside storage ({url}): name a folder on one as runs, or ask for one machine with all the GPUs."
         )
 
 
@@ -320,9 +315,9 @@ class Storage:
     def drop(self, name: str) -> None:
         """Forget what is kept under `name`."""
         mark = f"{self._root}/{name}/{KEPT}"
-        there = self._sizes(name)
-        self._remove([mark] if mark in there else [])  # what is no longer whole must not look so
-        self._remove([path for path in there if path != mark])
+        there = sorted(self._sizes(name), key=lambda path: path != mark)
+        self._remove(there[:1])  # what is no longer whole must not look so
+        self._remove(there[1:])
 
     def _address(self, name: str, path: str, sha256: str) -> str:
         return f"{self._root}/{name}/{sha256[:16]}/{path}"
