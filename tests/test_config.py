@@ -97,10 +97,32 @@ def test_a_run_folder_belongs_to_one_configuration(tmp_path: Path) -> None:
     configs.bind(first)
     elsewhere = configs.validated(small(runs=str(tmp_path), workers={"count": 4}), "test")
     configs.bind(elsewhere)  # where it runs is not what it is
+    configs.bind(configs.validated(small(runs=str(tmp_path), storage=f"{tmp_path.parent}/kept"), "test"))
     other = configs.validated(small(runs=str(tmp_path), seed=7), "test")
     with pytest.raises(InputError, match=r"seed was 0 and is 7 now.*name="):
         configs.bind(other)
     assert yaml.safe_load((tmp_path / "small" / "resolved.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("s3://key:secret@bucket/folder", "holds credentials"),
+        ("simplecache::s3://bucket", "one plain URL"),
+        ("s3://bucket/folder?versionId=1", "one plain URL"),
+        ("runs/kept", "lies in runs"),
+        ("file:///somewhere/runs", "lies in runs"),
+    ],
+)
+def test_what_is_no_storage(storage: str, words: str) -> None:
+    runs = "/somewhere/runs" if storage.startswith("file") else "runs"
+    with pytest.raises(InputError, match=words):
+        configs.validated(small(runs=runs, storage=storage), "test")
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/a", "abfs://box@account.dfs.core.windows.net/a", "/kept", "~/kept"])
+def test_what_is_a_storage(storage: str) -> None:
+    assert configs.validated(small(storage=storage), "test").storage == storage
 
 
 def test_the_schema_names_every_section() -> None:

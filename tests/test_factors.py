@@ -143,6 +143,13 @@ def test_trees_merge_dotted_keys_replace_and_overrides_reach_every_trial(tmp_pat
     assert merged.folder == tmp_path / "runs" / "tiny.split.merged"
 
 
+def test_all_trials_are_kept_in_one_storage(tmp_path: Path) -> None:
+    trials = trials_of(load(TINY, tmp_path, "storage=/kept/here"))
+    assert {trial.storage for trial in trials.configs.values()} == {"/kept/here"}
+    with pytest.raises(InputError, match="storage is the same for all trials"):
+        trials_of(load(changed("factors/epochs/settings/1", {"storage": "/kept/there"}), tmp_path))
+
+
 def test_settings_that_come_to_the_same_are_one_trial(tmp_path: Path) -> None:
     found = trials_of(load(TINY, tmp_path))
     assert list(found.configs) == ["tiny.base", "tiny.explanation.Grad-CAM", "tiny.explanation.both", "tiny.epochs.2"]

@@ -52,6 +52,14 @@ def test_a_wrong_search_is_one_clear_error(override: str, words: str, tmp_path: 
     assert words in str(caught.value), caught.value
 
 
+def test_a_search_is_kept_where_it_says_or_where_its_base_is(tmp_path: Path) -> None:
+    assert searches.base_audit(load(tmp_path)).storage is None
+    of_base = load(tmp_path, "overrides={storage: /kept/base}")
+    assert searches.base_audit(of_base).storage == "/kept/base"
+    own = load(tmp_path, "overrides={storage: /kept/base}", "storage=/kept/own")
+    assert searches.base_audit(own).storage == "/kept/own"
+
+
 def test_room_is_worked_out_and_told(tmp_path: Path) -> None:
     config = load(tmp_path, "place={cpus: 2}", "budget.trials=100")
     have = {"CPU": 16.0, "memory": 10.0 * GIB}

@@ -32,6 +32,7 @@ from xinv.data.attacker import open_images
 from xinv.data.build import build_images
 from xinv.data.shards import Index
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
+from xinv.keeping import kept_run, kept_training
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
 from xinv.parallel import disconnect
@@ -42,6 +43,7 @@ from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import PARTITIONS, ReleaseSettings, check_classes, precompute
 from xinv.stage import Finished, Store, lock
+from xinv.storage import opened
 from xinv.target import ImportedTarget, checked_target, imported_stage
 from xinv.track import Recorder, Tracker
 from xinv.train.imported import load_target
@@ -83,7 +85,7 @@ def run(
     busy = (
         f"{config.folder} is in use by another xinv process. Wait for it, or give this audit another name (name=...)."
     )
-    with lock(config.folder / ".lock", busy):
+    with lock(config.folder / ".lock", busy), kept_run(config.storage, config.folder):
         tracker = Tracker(
             config.folder, config.track, config.name, config.model_dump(mode="json"), config.folder / "log.txt"
         )
@@ -110,7 +112,7 @@ class Audit:
     group: Group
 
     def __post_init__(self) -> None:
-        self.store = Store(self.config.runs / "stages")
+        self.store = Store(self.config.runs / "stages", opened(self.config.storage))
 
     def run(self, until: Stop) -> dict[str, Any]:
         imported = None if until == "images" else checked_target(self.config)
@@ -278,7 +280,8 @@ class Audit:
         def note(record: dict[str, Any]) -> None:
             self.tracker.event("metrics", series=series, **record)
 
-        return self.group.train(job, progress, note).model_dump(mode="json")
+        with kept_training(self.store.storage, job.folder):
+            return self.group.train(job, progress, note).model_dump(mode="json")
 
     def scores(
         self,

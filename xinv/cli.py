@@ -126,7 +126,8 @@ def factors(
 
     settings = analysis_settings.load(config, overrides or ())
     expanded = trials_of(settings, str(config))
-    bind_folder(settings.folder, analyses.resolved(settings, expanded), analyses.UNBOUND, "this analysis")
+    resolved, kept = analyses.resolved(settings, expanded), expanded.base.storage
+    bind_folder(settings.folder, resolved, analyses.UNBOUND, "this analysis", kept)
     with chatter_into(settings.folder / "log.txt") as terminal:
         if as_json:
             terminal.console.quiet = True

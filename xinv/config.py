@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from xinv.data.build import DataSettings
 from xinv.errors import InputError
+from xinv.keeping import fetch_run
 from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
 from xinv.mistakes import explain
@@ -20,6 +21,7 @@ from xinv.overrides import apply, dump_yaml, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
+from xinv.storage import StorageUrl, local_path
 from xinv.track import TrackSettings
 from xinv.train.imported import ImportedSettings
 from xinv.train.losses import LossSettings
@@ -28,8 +30,8 @@ from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
 
-UNBOUND = ("workers", "track")
-"""Sections that may differ between two runs of one audit: where it runs and who is told changes no result."""
+UNBOUND = ("runs", "storage", "workers", "track")
+"""Parts that may differ between two runs of one audit: where it runs and who is told changes no result."""
 
 
 class ClassifierPart(BaseModel):
@@ -212,6 +214,11 @@ class AuditConfig(BaseModel):
     runs: Path = Field(
         Path("runs"), description="where run folders are; RUNS/stages holds the finished steps of all of them"
     )
+    storage: StorageUrl | None = Field(
+        None,
+        description="URL where finished steps, checkpoints and run folders are kept too, reconstructions among them, "
+        "so that another machine can go on: s3://bucket/folder, gs://, abfs://, a path. null: nowhere",
+    )
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
     data: DataSettings
     target: Target = Field(
@@ -230,6 +237,13 @@ class AuditConfig(BaseModel):
     score: ScoreSettings = Field(default_factory=ScoreSettings, description="how the victims are scored")
     workers: WorkerSettings = Field(default_factory=WorkerSettings, description="processes, threads, GPUs, cluster")
     track: TrackSettings = Field(default_factory=TrackSettings, description="Weights & Biases")
+
+    @model_validator(mode="after")
+    def _stored_apart(self) -> "AuditConfig":
+        place = local_path(self.storage) if self.storage else None
+        if place is not None and place.is_relative_to(self.runs.absolute()):
+            raise ValueError(f"storage {self.storage} lies in runs ({self.runs}); choose a folder on another disk")
+        return self
 
     @model_validator(mode="after")
     def _released_before_attacked(self) -> "AuditConfig":
@@ -335,23 +349,29 @@ def bind(config: AuditConfig) -> None:
     """Tie the run folder to this configuration: write resolved.yaml, or compare with the one that is there.
 
     Raises:
-        InputError: the folder belongs to an audit with another configuration; names the first key that differs.
+        InputError: the folder belongs to an audit with another configuration; names the first key that differs. Or the
+            storage cannot be used.
     """
-    bind_folder(config.folder, config.model_dump(mode="json"), [(section,) for section in UNBOUND], "this audit")
+    unbound = [(section,) for section in UNBOUND]
+    bind_folder(config.folder, config.model_dump(mode="json"), unbound, "this audit", config.storage)
 
 
-def bind_folder(folder: Path, tree: dict[str, Any], unbound: Sequence[tuple[str, ...]], owner: str) -> None:
-    """As `bind`, for any configuration; the paths in `unbound` may differ. `owner`: how messages call the run."""
+def bind_folder(
+    folder: Path, tree: dict[str, Any], unbound: Sequence[tuple[str, ...]], owner: str, storage: str | None
+) -> None:
+    """As `bind`, for any configuration; the paths in `unbound` may differ. `owner`: how messages call the run.
+    `storage`: where the run folder may have been kept by another machine, from which it is fetched first."""
     from xinv.files import make_private, write_atomic
 
+    fetch_run(storage, folder)
     path = folder / "resolved.yaml"
     if path.exists():
         key = next(_differences(load_yaml(path), tree, (), unbound), None)
         if key is not None:
-            where = ".".join(key[0])
+            where, kept = ".".join(key[0]), f" and {storage}/runs/{folder.name}" if storage else ""
             raise InputError(
                 f"{folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
-                f"Give {owner} another name (name=...), or remove {folder}; finished steps are kept."
+                f"Give {owner} another name (name=...), or remove {folder}{kept}; finished steps are kept."
             )
     make_private(folder)
     write_atomic(path, dump_yaml(tree))

@@ -2,7 +2,7 @@
 
 A stage is a function of its own settings and of the identities of what it reads. Its folder's name holds a hash of
 both, so that two audits which share a step share its result. `stage.json`, written last, says that the folder is
-complete.
+complete. Where there is a storage, finished stages are kept there as well, and one that is missing here is fetched.
 """
 
 import fcntl
@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from xinv.errors import InputError
-from xinv.files import digest, make_private, read_json, write_json
+from xinv.files import digest, make_private, read_json, write_atomic, write_json
+from xinv.storage import Storage
 
 MARK = "stage.json"
+
+
+def training_name(stage: str) -> str:
+    """What the checkpoints of an unfinished stage are called in a storage."""
+    return f"trainings/{stage}"
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,54 @@ class Finished:
 
 
 class Store:
-    """The folder that holds the stages of all audits."""
+    """The folder that holds the stages of all audits, and the storage that keeps them too."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = make_private(root)
+    def __init__(self, root: Path, storage: Storage | None = None) -> None:
+        self.root, self.storage = make_private(root), storage
 
     def name(self, kind: str, identity: dict[str, Any]) -> str:
         """The id of a stage, made or not, which is its folder's name."""
         return f"{kind}-{digest(identity)}"
 
     def finished(self, kind: str, identity: dict[str, Any]) -> Finished | None:
-        """The stage if it is complete. InputError when its folder holds something else under the same name."""
+        """The stage if it is complete, here or in the storage. InputError when its folder holds something else under
+        the same name."""
         name = self.name(kind, identity)
+        found = self._here(name, identity)
+        if found is None and self.storage and self.storage.holds(f"stages/{name}"):
+            with lock(self.root / f".{name}.lock"):
+                found = self._here(name, identity) or self._fetched(name, identity)
+        if found is not None:
+            self._keep(found)
+        return found
+
+    def make(self, kind: str, identity: dict[str, Any], work: Callable[[Path], Any]) -> Finished:
+        """The complete stage, made by `work(folder)` where it is not there yet.
+
+        `work` continues or replaces whatever an interrupted run left in the folder, and returns a JSON value. Another
+        process that makes the same stage at the moment is waited for.
+
+        Raises:
+            WorkError: the stage is made, and the storage did not take it; the next call tries again.
+        """
+        name = self.name(kind, identity)
+        found = self._here(name, identity)
+        if found is None:
+            with lock(self.root / f".{name}.lock"):
+                found = self._here(name, identity) or self._fetched(name, identity)
+                if found is None:
+                    folder = make_private(self.root / name)
+                    self._note(name).unlink(missing_ok=True)  # what it says is of a folder that somebody has removed
+                    begun = time.monotonic()
+                    result = work(folder)
+                    seconds = round(time.monotonic() - begun, 2)
+                    write_json(folder / MARK, {"identity": identity, "result": result, "seconds": seconds})
+                    found = Finished(name, folder, result, fresh=True)
+            (self.root / f".{name}.lock").unlink(missing_ok=True)
+        self._keep(found)
+        return found
+
+    def _here(self, name: str, identity: dict[str, Any]) -> Finished | None:
         folder = self.root / name
         if not (folder / MARK).exists():
             return None
@@ -50,27 +93,29 @@ class Store:
             raise InputError(f"{folder / MARK} does not belong to this stage; remove the folder, and it is made again.")
         return Finished(name, folder, mark["result"], fresh=False)
 
-    def make(self, kind: str, identity: dict[str, Any], work: Callable[[Path], Any]) -> Finished:
-        """The complete stage, made by `work(folder)` where it is not there yet.
+    def _fetched(self, name: str, identity: dict[str, Any]) -> Finished | None:
+        """The stage from the storage; whatever an interrupted run left in its folder gives way."""
+        draft, folder = self.root / f".{name}.fetched", self.root / name
+        if self.storage is None or self.storage.get(f"stages/{name}", draft) is None:
+            return None
+        rmtree(folder, ignore_errors=True)
+        draft.replace(folder)
+        write_atomic(self._note(name), self.storage.id)
+        return self._here(name, identity)
 
-        `work` continues or replaces whatever an interrupted run left in the folder, and returns a JSON value. Another
-        process that makes the same stage at the moment is waited for.
-        """
-        found = self.finished(kind, identity)
-        if found is not None:
-            return found
-        name = self.name(kind, identity)
-        with lock(self.root / f".{name}.lock"):
-            found = self.finished(kind, identity)
-            if found is not None:
-                return found
-            folder = make_private(self.root / name)
-            begun = time.monotonic()
-            result = work(folder)
-            seconds = round(time.monotonic() - begun, 2)
-            write_json(folder / MARK, {"identity": identity, "result": result, "seconds": seconds})
-        (self.root / f".{name}.lock").unlink(missing_ok=True)
-        return Finished(name, folder, result, fresh=True)
+    def _keep(self, stage: Finished) -> None:
+        """Put a finished stage into the storage, once; its checkpoints there are not needed any more."""
+        note = self._note(stage.id)
+        if self.storage is None or (note.exists() and note.read_text() == self.storage.id):
+            return
+        files = sorted(path for path in stage.folder.rglob("[!.]*") if path.is_file())
+        self.storage.put(f"stages/{stage.id}", {path.relative_to(stage.folder).as_posix(): path for path in files})
+        self.storage.drop(training_name(stage.id))
+        write_atomic(note, self.storage.id)
+
+    def _note(self, name: str) -> Path:
+        """Says which storage has a stage."""
+        return self.root / f".{name}.kept"
 
 
 @contextmanager

@@ -16,12 +16,14 @@ from typing import Any
 
 from xinv import audit
 from xinv.audit import Screen, unseen
+from xinv.config import UNBOUND as CARRIES
 from xinv.config import bind, bind_folder
 from xinv.factors.settings import FactorsConfig, worker_settings
 from xinv.factors.table import table
 from xinv.factors.trial import Trials as Expanded
 from xinv.factors.trial import trials_of
 from xinv.files import make_private, read_json, write_atomic
+from xinv.keeping import kept_run
 from xinv.overrides import dump_yaml
 from xinv.parallel import disconnect
 from xinv.stage import lock
@@ -29,7 +31,7 @@ from xinv.track import Tracker
 from xinv.train.run import TrainingGroup
 from xinv.trials.team import Team, Trials
 
-UNBOUND = (("trials",), ("base", "workers"), ("base", "track"))
+UNBOUND = (("trials",), ("runs",), ("storage",), *(("base", section) for section in CARRIES))
 """Parts of resolved.yaml that may differ between two runs of one analysis: where it runs changes no result."""
 
 
@@ -50,9 +52,9 @@ def run(config: FactorsConfig, screen: Screen = unseen) -> dict[str, Any]:
         InputError: the input is wrong. WorkError: trials could not be finished; the others are.
     """
     expanded = trials_of(config, config.name)
-    bind_folder(config.folder, resolved(config, expanded), UNBOUND, "this analysis")
+    bind_folder(config.folder, resolved(config, expanded), UNBOUND, "this analysis", expanded.base.storage)
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
-    with lock(config.folder / ".lock", busy):
+    with lock(config.folder / ".lock", busy), kept_run(expanded.base.storage, config.folder):
         for trial in expanded.configs.values():
             bind(trial)
         shown = config.model_dump(mode="json")

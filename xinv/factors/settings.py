@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xinv.mistakes import explain
 from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
+from xinv.storage import StorageUrl
 
-OWNED = ("name", "runs", "workers", "track")
+OWNED = ("name", "runs", "workers", "track", "storage")
 """Sections of an audit that the analysis decides for every trial."""
 
 
@@ -78,6 +79,7 @@ class FactorsConfig(BaseModel):
     runs: Path = Field(
         Path("runs"), description="where run folders are; each trial has its own, RUNS/NAME.FACTOR.SETTING"
     )
+    storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
     base: Path | dict[str, Any] = Field(
         description="the audit that is varied: a configuration file, its path relative to the folder of this file, or "
         "the configuration itself"

@@ -42,6 +42,7 @@ def trials_of(config: FactorsConfig, source: str = "factors") -> Trials:
     """
     tree = base_tree(config)
     owned = {"name": f"{config.name}.base", "runs": str(config.runs)}
+    owned |= {"storage": config.storage} if config.storage else {}
     base = validated(tree | owned, f"{source}: base")
     workers = base.workers if config.trials.in_turn else worker_settings(config, base.workers)
     track = base.track if config.trials.in_turn else base.track.model_copy(update={"mode": "disabled"})

@@ -19,6 +19,7 @@ from xinv.audit import Screen, unseen
 from xinv.config import AuditConfig, bind_folder
 from xinv.errors import WorkError
 from xinv.files import make_private
+from xinv.keeping import kept_run
 from xinv.parallel import connect, disconnect, resources
 from xinv.progress import Progress, Show, unshown
 from xinv.search.best import ranked, status, write_best
@@ -62,10 +63,10 @@ def run(
     """
     base = base_audit(config, config.name)
     opened = offering(config, base)
-    bind_folder(config.folder, resolved(config, base), UNBOUND, "this search")
+    bind_folder(config.folder, resolved(config, base), UNBOUND, "this search", base.storage)
     busy = f"{config.folder} is in use by another xinv process. Wait for it, or give this one another name (name=...)."
     log = config.folder / "log.txt"
-    with lock(config.folder / ".lock", busy):
+    with lock(config.folder / ".lock", busy), kept_run(base.storage, config.folder):
         shown = config.model_dump(mode="json")
         tracker = Tracker(config.folder, base.track, config.name, shown, log, group=config.name, job="search")
         try:

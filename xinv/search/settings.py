@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xinv.config import UNBOUND as CARRIES
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
 from xinv.mistakes import explain
@@ -13,9 +14,10 @@ from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
 from xinv.search.comparison import FinalSettings
+from xinv.storage import StorageUrl
 from xinv.train.settings import TrainingSettings
 
-UNBOUND = (("budget",), ("place",), ("final",), ("base", "workers"), ("base", "track"))
+UNBOUND = (("budget",), ("place",), ("final",), ("runs",), ("storage",), *(("base", section) for section in CARRIES))
 """Parts of resolved.yaml that may differ between two starts of one search: a larger budget goes on where it stopped."""
 
 PBT = (
@@ -89,6 +91,7 @@ class SearchConfig(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is RUNS/NAME")
     runs: Path = Field(Path("runs"), description="where run folders are; finished stages of audits are found there")
+    storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
     base: Path | dict[str, Any] = Field(
         description="the audit whose data, target and releases are attacked: a configuration file, its path relative "
         "to the folder of this file, or the configuration itself"
@@ -173,7 +176,8 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
     assert isinstance(config.base, dict), "load() has read it"
     changes = config.overrides
     tree = apply(config.base, list(changes) if isinstance(changes, tuple) else leaves(changes))
-    base = validated(tree | {"name": config.name, "runs": str(config.runs)}, f"{source}: base")
+    owned = {"name": config.name, "runs": str(config.runs)} | ({"storage": config.storage} if config.storage else {})
+    base = validated(tree | owned, f"{source}: base")
     for method in config.release:
         if method not in base.release.methods:
             raise InputError(

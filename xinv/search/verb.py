@@ -52,7 +52,8 @@ def search(
         )
     settings = search_settings.load(Path(what), rest or ())
     base = search_settings.base_audit(settings, what)
-    bind_folder(settings.folder, searches.resolved(settings, base), search_settings.UNBOUND, "this search")
+    resolved = searches.resolved(settings, base)
+    bind_folder(settings.folder, resolved, search_settings.UNBOUND, "this search", base.storage)
     with chatter_into(settings.folder / "log.txt") as terminal:
         if as_json:
             terminal.console.quiet = True

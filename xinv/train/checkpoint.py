@@ -79,7 +79,8 @@ class Checkpoints:
         name = f"step-{state.step:08d}"
         draft = self.folder / f".{name}.partial"
         if self.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
+            for left in (draft, *self.folder.glob(".step-*.old")):
+                shutil.rmtree(left, ignore_errors=True)
             make_private(draft)
         dist.barrier()
         engine.save(str(draft), "engine", asdict(state))
@@ -93,11 +94,11 @@ class Checkpoints:
             write_json(draft / "state.json", note)
         dist.barrier()  # every rank's shards are on the disk before the name says so
         if self.rank == 0:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            _remove(self.folder / name)
             draft.rename(self.folder / name)
             for old in self.folder.glob("step-*"):
                 if old.name != name:
-                    shutil.rmtree(old, ignore_errors=True)
+                    _remove(old)
         dist.barrier()
 
     def load(self, engine: Engine) -> TrainState:
@@ -119,7 +120,18 @@ class Checkpoints:
         """Remove all checkpoints: the run has ended and its weights are exported."""
         dist.barrier()
         if self.rank == 0:
+            for step in self.folder.glob("step-*"):
+                _remove(step)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(step: Path) -> None:
+    """Take a checkpoint away: for whoever else looks (keeping.py) it is whole until it is gone."""
+    if step.exists():
+        old = step.with_name(f".{step.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        step.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _make_universal(checkpoint: Path) -> None:
