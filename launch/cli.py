@@ -16,6 +16,7 @@ from launch.submit import submit as send
 from launch.work import Verb
 from xinv.console import AsJson, help_text, print_table, screen
 from xinv.progress import clock
+from xinv.storage import check
 
 jobs = typer.Typer(invoke_without_command=True, help="List, watch, end and repeat the jobs that were submitted here.")
 
@@ -67,7 +68,7 @@ def submit(
     if dry_run:
         print(backend.render(request))
         return
-    lines = backend.check(request)
+    lines = [*backend.check(request), *_storage(request)]
     job = send(request, on, functools.partial(place_of, site=local), Records(), again)
     if as_json:
         print(json.dumps({**_described(job), "checked": lines}))
@@ -102,7 +103,7 @@ def plan(
     asked = Asked(nodes, cpus_per_node, gpus_per_node, memory_per_node, limit, partition)
     local = load_site(site)
     request = request_of(verb, config, overrides or (), on, asked, local)
-    lines = place_of(on, local).check(request)
+    lines = [*place_of(on, local).check(request), *_storage(request)]
     if as_json:
         print(json.dumps({"shape": request.shape.model_dump(), "command": request.arguments(None), "checked": lines}))
         return
@@ -114,6 +115,14 @@ PLAN_HELP = help_text(
     "Compare what a job would ask for with what the place offers, and send nothing.",
     "xinv plan configs/digits.yaml --on slurm --nodes 2 --gpus-per-node 8",
 )
+
+
+def _storage(request: Request) -> list[str]:
+    """Look from here at where finished work is to be kept. InputError where it does not take any."""
+    if request.work.storage is None:
+        return []
+    check(request.work.storage)
+    return [f"{request.work.storage} takes, gives back and lists objects"]
 
 
 def _asks(request: Request) -> list[str]:

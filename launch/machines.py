@@ -9,6 +9,7 @@ from launch.job import Request
 from xinv.errors import InputError
 from xinv.files import make_private, write_atomic
 from xinv.parallel import connect
+from xinv.storage import check_nodes
 
 LIMIT = 120.0
 """Seconds within which every machine of a cluster must have answered."""
@@ -60,12 +61,12 @@ def check_every_machine(request: Request, address: str) -> None:
                 "Is it too busy to start a process? The log of Ray on that machine says more."
             )
         for one in ended:
-            _check_answer(one, answers[one], probe, request)
+            _check_answer(one, answers[one], probe, request, len(nodes))
     finally:
         probe.unlink(missing_ok=True)
 
 
-def _check_answer(answer: Any, where: str, probe: Path, request: Request) -> None:
+def _check_answer(answer: Any, where: str, probe: Path, request: Request, nodes: int) -> None:
     import ray
     import ray.exceptions
 
@@ -77,6 +78,8 @@ def _check_answer(answer: Any, where: str, probe: Path, request: Request) -> Non
             f"{where} of the cluster cannot run xinv ({reason}). Install the same version there as here."
         ) from None
     if lacking == [str(probe)]:
+        if request.work.storage is not None:
+            check_nodes(request.work.storage, request.work.runs, nodes, shared=False)
         raise InputError(
             f"{where} of the cluster does not see {request.work.runs}, where runs are kept. Put runs on storage that "
             "all machines share (runs=...)."

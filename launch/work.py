@@ -68,6 +68,7 @@ class Work(BaseModel):
     cpus: int = Field(ge=1, description="CPU cores of each")
     gpus: float = Field(ge=0, description="GPUs of each")
     inputs: tuple[Path, ...] = Field((), description="absolute paths of the files and folders that it reads")
+    storage: str | None = Field(None, description="URL where finished work is kept as well")
 
     @property
     def folder(self) -> Path:
@@ -149,6 +150,7 @@ def _read_audit(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         "processes": found.workers.count,
         "cpus": found.workers.cpus,
         "gpus": found.workers.gpus,
+        "storage": found.storage,
         "inputs": [*_paths(found.data), *_paths(found.target)],
     }
 
@@ -168,6 +170,7 @@ def _read_search(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         "processes": (found.place.at_once or 1) * found.place.workers,
         "cpus": found.place.cpus,
         "gpus": found.place.gpus,
+        "storage": base.storage,
         "inputs": [*_paths(base.data), *_paths(base.target), *found.warm_start],
     }
 
@@ -188,6 +191,7 @@ def _read_factors(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         "processes": found.trials.at_once or 1,
         "cpus": found.trials.cpus,
         "gpus": found.trials.gpus,
+        "storage": trials.base.storage,
         "inputs": [path for one in trials.configs.values() for path in (*_paths(one.data), *_paths(one.target))],
     }
 

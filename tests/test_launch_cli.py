@@ -84,6 +84,7 @@ def test_a_job_is_cancelled_and_sent_again(toy: Toy, capsys: pytest.CaptureFixtu
         (["submit", str(DEMO), "--on", "toy", "--site", "nowhere.yaml"], ["nowhere.yaml"]),
         (["submit", str(DEMO), "--on", "toy", "--verb", "search"], ["demo.yaml"]),
         (["plan", str(DEMO), "--nodes", "2"], ["--nodes", "one machine"]),
+        (["submit", str(DEMO), "--on", "toy", "storage=/proc/nowhere"], ["storage /proc/nowhere", "cannot"]),
         (["jobs", "status", "nobody"], ["nobody", "none"]),
     ],
 )
