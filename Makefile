@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench clean help
+.PHONY: demo test test-slow test-cluster lint types bench clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -28,10 +28,14 @@ types: .venv/dev ## mypy
 	$(BIN)/mypy
 
 test: lint types ## lint, types and the default tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not cluster'
 
 test-slow: .venv/dev ## the suites that take minutes: whole audits, kills, resumes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not cluster'
+
+test-cluster: .venv/dev ## jobs on a real Slurm of two nodes, in network namespaces; needs root, installs slurm-wlm and munge
+	@test "$$(id -u)" = 0 || { echo 'make test-cluster needs root: it makes network namespaces and starts slurmd' >&2; exit 1; }
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 bench: .venv/dev ## the figures of tests/bench
 	$(BIN)/python tests/bench/demo_cost.py

@@ -6,10 +6,12 @@ from launch.backend import Backend
 from launch.kubernetes import Kubernetes
 from launch.local import Local
 from launch.site import Site
+from launch.slurm import Slurm
 from xinv.errors import InputError
 
 PLACES: dict[str, Callable[[Site], Backend]] = {
     "local": lambda site: Local(),
+    "slurm": lambda site: Slurm(site.slurm),
     "kubernetes": lambda site: Kubernetes(site.kubernetes),
 }
 """Name -> the backend, made from the site file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.rayjob import KubernetesSite
+from launch.slurm import SlurmSite
 from xinv.mistakes import explain
 from xinv.overrides import load_yaml
 
@@ -19,6 +20,7 @@ class Site(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
     )
+    slurm: SlurmSite = Field(default_factory=SlurmSite, description="for --on slurm")
     kubernetes: KubernetesSite = Field(default_factory=KubernetesSite, description="for --on kubernetes")
 
 
