@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launch.ray_client import RaySite
 from xinv.mistakes import explain
 from xinv.overrides import load_yaml
 
@@ -18,6 +19,7 @@ class Site(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
     )
+    ray: RaySite = Field(default_factory=RaySite, description="for Ray clusters, --on http://... or ray://...")
 
 
 def site_path() -> Path:

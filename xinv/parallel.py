@@ -96,7 +96,7 @@ def secure() -> None:
         )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
 def _attempt(action: Callable[[], Any]) -> str | None:
@@ -331,6 +331,15 @@ class Pool(Generic[Task, Result]):
         self._actors, self._ready = {}, []
 
 
+def here() -> Any:
+    """Where Ray is to put an actor without which this process cannot go on: on its own machine. Ray would choose any,
+    and losing that one would lose the work of all."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def resources() -> dict[str, float]:
     """What the cluster has, as Ray names it: CPU, GPU, memory (bytes). Needs a connection (`connect`)."""
     import ray
@@ -365,7 +374,7 @@ class Board:
     def __init__(self) -> None:
         import ray
 
-        self._actor = ray.remote(num_cpus=0)(_Messages).remote()
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here())(_Messages).remote()
 
     @property
     def tell(self) -> Callable[[Any], None]:
