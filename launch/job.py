@@ -6,18 +6,21 @@ A record is written before the job is sent, so that nothing runs that nobody kno
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launch.work import ADDRESS, Shape, Work
+from launch.work import Shape, Work
 from xinv.errors import InputError
 from xinv.files import make_private, read_json, write_json
+from xinv.stage import lock
 
-REQUEST, RESULT, LOG, TOKEN = "request.json", "result.json", "log.txt", "token"
-"""In a job's own folder: what was asked, what came of it, what it printed, and the token of its Ray cluster."""
+REQUEST, CONFIG, RESULT, LOG = "request.json", "config.yaml", "result.json", "log.txt"
+"""In a job's own folder: what was asked, the configuration that it runs, what came of it, and what it printed."""
 
 
 class State(StrEnum):
@@ -60,13 +63,11 @@ class Request(BaseModel):
     partition: str | None = Field(None, description="part of the cluster; null: the site's own")
     environment: dict[str, str] = Field(default_factory=dict, description="set on every machine of the job")
     versions: dict[str, str] = Field(default_factory=dict, description="of the libraries where it was submitted")
+    python: str = Field(description="the interpreter that it was submitted with")
 
     def arguments(self, address: str | None) -> list[str]:
         """The command line of the work, after the program's name; `address`: of the Ray cluster that it runs on."""
-        where = [f"{ADDRESS[self.work.verb]}={address}"] if address else []
-        return [
-            self.work.verb, str(self.work.config), *self.work.overrides, *self.work.placed(self.shape), *where,
-        ]  # fmt: skip
+        return [self.work.verb, str(self.folder / CONFIG), *self.work.placed(self.shape, address)]
 
 
 class Job(BaseModel):
@@ -113,6 +114,12 @@ class Records:
     def __init__(self, folder: Path | None = None) -> None:
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         self.folder = folder or Path(os.environ.get("XINV_JOBS") or home / "xinv" / "jobs")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else submits meanwhile."""
+        with lock(make_private(self.folder) / ".lock"):
+            yield
 
     def write(self, job: Job) -> Job:
         make_private(self.folder)

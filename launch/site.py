@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from xinv.errors import InputError
 from xinv.mistakes import explain
 from xinv.overrides import load_yaml
 

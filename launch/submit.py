@@ -1,8 +1,10 @@
 """From a configuration to a job that was sent once: `xinv submit`."""
 
+import itertools
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from xinv.errors import InputError
 from xinv.files import digest
 from xinv.progress import clock
 from xinv.provenance import versions
+
+Place = Callable[[str], Backend]
+"""The backend of a place by the name that the user gives it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,7 @@ class Asked:
     partition: str | None = None
 
 
-def request_of(
-    verb: Verb | None, config: Path, overrides: Sequence[str], on: str, asked: Asked, site: Site
-) -> Request:
+def request_of(verb: Verb | None, config: Path, overrides: Sequence[str], on: str, asked: Asked, site: Site) -> Request:
     """The job of `xinv VERB CONFIG OVERRIDES` on a place, validated as the verb itself would. InputError as there."""
     work = work_of(verb or verb_of(config), config, tuple(overrides))
     shape = _shape(work.shape(), work.cpus, asked)
@@ -47,6 +50,7 @@ def request_of(
         partition=asked.partition,
         environment=site.environment,
         versions=versions(),
+        python=sys.executable,
     )
 
 
@@ -79,52 +83,64 @@ def seconds_of(text: str) -> int:
     return seconds
 
 
-def submit(request: Request, on: str, backend: Backend, records: Records, again: bool = False) -> Job:
+def submit(request: Request, on: str, place: Place, records: Records, again: bool = False) -> Job:
     """Send a job, recorded before it is sent.
 
     Args:
         request: from `request_of`.
         on: the place, as the user named it.
-        backend: that place.
+        place: the backend of a place by its name.
         records: where the job is recorded.
         again: also where the same job, or another one in the same run folder, is not over yet.
 
     Raises:
         InputError: such a job there is, and `again` is False; or the backend refuses.
     """
-    earlier = [job for job in records.all() if job.request.work.folder == request.work.folder]
-    for job in earlier:
-        if not again:
-            _refuse_repeat(job, refreshed(job, backend, records) if job.on == on else job)
-    taken = {job.handle for job in records.all()}
-    number, first = 1, request.handle
-    while request.handle in taken:
-        number += 1
-        handle = f"{first}-{number}"
-        request = request.model_copy(update={"handle": handle, "folder": request.folder.with_name(handle)})
-    job = records.write(Job(request=request, on=on, created=time.time()))
+    with records.alone():
+        request = _fresh(request, place, records, again)
+        job = records.write(Job(request=request, on=on, created=time.time()))
     try:
-        ident = backend.send(request)
+        ident = place(on).send(request)
     except InputError as error:
         records.write(job.seen(Status(state=State.failed, detail=f"was not sent: {error}")))
         raise
     return records.write(job.model_copy(update={"ident": ident, "status": Status(state=State.pending)}))
 
 
-def _refuse_repeat(job: Job, now: Job) -> None:
-    if now.status.state.over:
+def again_from(request: Request) -> Request:
+    """A job's request for a job of its own: under the handle that counts on from the first one's."""
+    first = re.sub(r"(-[0-9a-f]{6})-\d+$", r"\1", request.handle)
+    return request.model_copy(update={"handle": first, "folder": request.folder.with_name(first)})
+
+
+def _fresh(request: Request, place: Place, records: Records, again: bool) -> Request:
+    """The request under a handle that no job has. InputError where one of its run folder is not over yet."""
+    jobs = records.all()
+    for job in jobs:
+        if job.request.work.folder == request.work.folder and not again:
+            _refuse_repeat(refreshed(job, place, records))
+    taken = {job.handle for job in jobs}
+    names = itertools.chain([request.handle], (f"{request.handle}-{number}" for number in itertools.count(2)))
+    handle = next(name for name in names if name not in taken)
+    return request.model_copy(update={"handle": handle, "folder": request.folder.with_name(handle)})
+
+
+def _refuse_repeat(job: Job) -> None:
+    if job.status.state.over:
         return
+    sent = f"sent to {job.on} {clock(time.time() - job.created)} ago"
     raise InputError(
-        f"{job.request.work.folder} has a job already: {job.handle}, sent to {job.on} {clock(time.time() - job.created)} "
-        f"ago, is {now.status.state}. Follow it with `xinv jobs logs -f {job.handle}`, end it with `xinv jobs cancel "
-        f"{job.handle}`, give this one another name (name=...), or say --again."
+        f"{job.request.work.folder} has a job already: {job.handle}, {sent}, is {job.status.state}. "
+        f"Follow it with `xinv jobs logs -f {job.handle}`, end it with `xinv jobs cancel {job.handle}`, give this one "
+        "another name (name=...), or say --again."
     )
 
 
-def refreshed(job: Job, backend: Backend, records: Records) -> Job:
-    """The job as its place sees it now, its record brought up to date."""
+def refreshed(job: Job, place: Place, records: Records) -> Job:
+    """The job as its place sees it now, its record brought up to date. InputError where the place does not answer."""
     if job.status.state.over:
         return job
+    backend = place(job.on)
     if job.ident is None:
         ident = backend.find(job)
         if ident is None:

@@ -1,19 +1,36 @@
-"""What is to run: one verb on one configuration, what it needs, and how its settings follow the room that it gets."""
+"""What is to run: one verb on one configuration, what it needs, and how its settings follow the room that it gets.
 
-from collections.abc import Iterator
+A job takes the configuration with it as it was when it was submitted, every default and override resolved: what is
+edited while it waits in a queue changes nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from xinv.errors import InputError
 from xinv.files import digest
-from xinv.overrides import apply, load_yaml
+from xinv.overrides import load_yaml
 
-Verb = Literal["audit", "search", "factors"]
 
-ADDRESS = {"audit": "workers.address", "search": "place.address", "factors": "trials.address"}
-"""The setting that names a running Ray cluster."""
+class Verb(StrEnum):
+    """What can be submitted."""
+
+    audit = "audit"
+    search = "search"
+    factors = "factors"
+
+
+WORKERS = {
+    Verb.audit: ("workers",),
+    Verb.search: ("place", "base.workers"),
+    Verb.factors: ("trials", "base.workers"),
+}
+"""Sections that say where the work runs. The first has the CPUs and GPUs of one process; in `workers` there is also a
+number of processes, where a search and an analysis of factors find out by themselves how many fit side by side."""
 
 GIB = 2**30
 
@@ -40,11 +57,12 @@ class Work(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verb: Verb
-    config: Path = Field(description="its file, as the user named it")
-    overrides: tuple[str, ...] = ()
+    config: Path = Field(description="its file, as the user named it: for messages alone")
+    tree: dict[str, Any] = Field(description="the resolved configuration")
+    given: tuple[str, ...] = Field((), description="settings that the command line named, which no job changes")
     name: str = Field(description="name of the run")
     runs: Path = Field(description="absolute path of the folder of run folders")
-    identity: str = Field(description="stands for the resolved configuration, but for where it runs")
+    identity: str = Field(description="stands for the configuration, but for where it runs")
     processes: int = Field(ge=1, description="training processes at once that the configuration asks for")
     cpus: int = Field(ge=1, description="CPU cores of each")
     gpus: float = Field(ge=0, description="GPUs of each")
@@ -59,48 +77,41 @@ class Work(BaseModel):
         """The room on one machine that the configuration asks for."""
         return Shape(cpus=self.processes * self.cpus, gpus=int(-(-self.processes * self.gpus // 1)))
 
-    def placed(self, shape: Shape) -> list[str]:
+    def placed(self, shape: Shape, address: str | None = None) -> list[str]:
         """Settings that make the work fill `shape`: a process a GPU, or where there are none, for each `cpus` cores.
+
+        Args:
+            shape: the room of the job.
+            address: of the Ray cluster that it runs on; None: it starts its own on one machine.
 
         Raises:
             InputError: not even one process fits on a node.
         """
-        given = {override.split("=", 1)[0] for override in self.overrides}
         gpu = shape.gpus > 0
         a_node = shape.gpus if gpu else shape.cpus // self.cpus
         cpus = max(1, shape.cpus // shape.gpus) if gpu else self.cpus
         if a_node < 1:
             raise InputError(
                 f"A training process of {self.config} has {self.cpus} CPU cores, and a node of the job has "
-                f"{shape.cpus}. Ask for more (--cpus-per-node), or lower {_CPUS[self.verb]}."
+                f"{shape.cpus}. Ask for more (--cpus-per-node), or lower {WORKERS[self.verb][0]}.cpus."
             )
-        fitting = _FITTING[self.verb](shape.nodes * a_node, cpus, gpu)
-        return [f"{key}={value}" for key, value in fitting.items() if key not in given]
-
-
-def _audit(processes: int, cpus: int, gpu: bool) -> dict[str, str]:
-    return {"workers.count": str(processes), "workers.cpus": str(cpus), "workers.gpus": "1" if gpu else "0"}
-
-
-def _search(processes: int, cpus: int, gpu: bool) -> dict[str, str]:
-    # As many trials at once as there is room for is what a search does by itself.
-    return {"place.cpus": str(cpus), **({"place.gpus": "1"} if gpu else {})}
-
-
-def _factors(processes: int, cpus: int, gpu: bool) -> dict[str, str]:
-    return {"trials.cpus": str(cpus), **({"trials.gpus": "1"} if gpu else {})}
-
-
-_FITTING = {"audit": _audit, "search": _search, "factors": _factors}
-_CPUS = {"audit": "workers.cpus", "search": "place.cpus", "factors": "trials.cpus"}
+        fitting: dict[str, Any] = {}
+        for section in WORKERS[self.verb]:
+            share = self.gpus if 0 < self.gpus < 1 and not section.endswith("workers") else 1
+            fitting |= {f"{section}.cpus": cpus, f"{section}.gpus": share if gpu else 0}
+            if section.endswith("workers"):
+                fitting[f"{section}.count"] = shape.nodes * a_node
+            if address is not None:
+                fitting[f"{section}.address"] = address
+        return [f"{key}={value}" for key, value in fitting.items() if key not in self.given]
 
 
 def verb_of(config: Path) -> Verb:
     """The verb that a configuration file is for, by its sections. InputError as `load_yaml`."""
     tree = load_yaml(config)
     if "factors" in tree:
-        return "factors"
-    return "search" if "base" in tree else "audit"
+        return Verb.factors
+    return Verb.search if "base" in tree else Verb.audit
 
 
 def work_of(verb: Verb, config: Path, overrides: tuple[str, ...]) -> Work:
@@ -110,66 +121,81 @@ def work_of(verb: Verb, config: Path, overrides: tuple[str, ...]) -> Work:
         InputError: the configuration is wrong, or names a file that is not there.
     """
     found = _READERS[verb](config, overrides)
-    paths = tuple(dict.fromkeys(path.absolute() for path in (config, *found.pop("inputs"))))
+    paths = tuple(dict.fromkeys(path.absolute() for path in found.pop("inputs")))
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(f"{config} reads {missing[0]}, which is not there. Put it there, or name another file.")
-    return Work(verb=verb, config=config, overrides=overrides, inputs=paths, **found)
+    given = tuple(override.split("=", 1)[0] for override in overrides)
+    return Work(verb=verb, config=config, given=given, inputs=paths, **found)
 
 
 def _read_audit(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     from xinv import config as configs
 
     found = configs.load(config, overrides)
+    tree = found.model_dump(mode="json")
     return {
         "name": found.name,
         "runs": found.runs.absolute(),
-        "identity": digest(found.model_dump(mode="json", exclude=set(configs.UNBOUND))),
+        "tree": tree,
+        "identity": digest(without(tree, [(section,) for section in configs.UNBOUND])),
         "processes": found.workers.count,
         "cpus": found.workers.cpus,
         "gpus": found.workers.gpus,
-        "inputs": [*_paths(found.data), *_paths(found.target), *_recipes(config, overrides)],
+        "inputs": [*_paths(found.data), *_paths(found.target)],
     }
 
 
 def _read_search(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    from xinv.search import settings as searches
+    from xinv.search import run as searches
+    from xinv.search import settings
 
-    found = searches.load(config, overrides)
-    base = searches.base_audit(found, str(config))
+    found = settings.load(config, overrides)
+    base = settings.base_audit(found, str(config))
+    tree = searches.resolved(found, base)
     return {
         "name": found.name,
         "runs": found.runs.absolute(),
-        "identity": digest(
-            [found.model_dump(mode="json", exclude={"place", "base"}), base.model_dump(mode="json", exclude={"workers"})]
-        ),
+        "tree": tree,
+        "identity": digest(without(tree, settings.UNBOUND)),
         "processes": (found.place.at_once or 1) * found.place.workers,
         "cpus": found.place.cpus,
         "gpus": found.place.gpus,
-        "inputs": [*_paths(base.data), *_paths(base.target), *_base(config, overrides), *found.warm_start],
+        "inputs": [*_paths(base.data), *_paths(base.target), *found.warm_start],
     }
 
 
 def _read_factors(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    from xinv.factors import settings as analyses
+    from xinv.factors import run as analyses
+    from xinv.factors import settings
     from xinv.factors.trial import trials_of
 
-    found = analyses.load(config, overrides)
+    found = settings.load(config, overrides)
     trials = trials_of(found, str(config))
-    audits = [trial.config for trial in trials]
+    tree = analyses.resolved(found, trials)
     return {
         "name": found.name,
         "runs": found.runs.absolute(),
-        "identity": digest([audit.model_dump(mode="json", exclude={"workers"}) for audit in audits]),
+        "tree": tree,
+        "identity": digest(without(tree, analyses.UNBOUND)),
         "processes": found.trials.at_once or 1,
         "cpus": found.trials.cpus,
         "gpus": found.trials.gpus,
-        "inputs": [*(path for audit in audits for path in (*_paths(audit.data), *_paths(audit.target))),
-                   *_base(config, overrides)],
-    }  # fmt: skip
+        "inputs": [path for one in trials.configs.values() for path in (*_paths(one.data), *_paths(one.target))],
+    }
 
 
-_READERS = {"audit": _read_audit, "search": _read_search, "factors": _read_factors}
+_READERS = {Verb.audit: _read_audit, Verb.search: _read_search, Verb.factors: _read_factors}
+
+
+def without(tree: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """A copy of `tree` that lacks what `paths` lead to."""
+    kept = {}
+    for key, value in tree.items():
+        deeper = [path[1:] for path in paths if path[0] == key]
+        if () not in deeper:
+            kept[key] = without(value, deeper) if deeper and isinstance(value, Mapping) else value
+    return kept
 
 
 def _paths(settings: Any) -> Iterator[Path]:
@@ -185,18 +211,3 @@ def _paths(settings: Any) -> Iterator[Path]:
     elif isinstance(settings, list | tuple):
         for value in settings:
             yield from _paths(value)
-
-
-def _recipes(config: Path, overrides: tuple[str, ...]) -> Iterator[Path]:
-    """Files of inverters that searches found."""
-    from xinv.train.recipe import KEY
-
-    named = apply(load_yaml(config), overrides).get(KEY) or ()
-    yield from map(Path, [named] if isinstance(named, str) else named)
-
-
-def _base(config: Path, overrides: tuple[str, ...]) -> Iterator[Path]:
-    """The file of a base that is one."""
-    base = apply(load_yaml(config), overrides).get("base")
-    if isinstance(base, str):
-        yield config.parent / Path(base).expanduser()

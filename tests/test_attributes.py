@@ -16,7 +16,8 @@ from xinv.data.shards import Index, read_shard
 from xinv.errors import InputError
 from xinv.leak.attributes import attributes_of, guessed, recovered
 from xinv.nets.classifier import ClassifierSettings
-from xinv.train.loop import TrainJob, split, to_device, train
+from xinv.train.batches import split, to_device
+from xinv.train.loop import TrainJob, train
 from xinv.train.objectives import OBJECTIVES
 from xinv.train.settings import TrainingSettings
 from xinv.train.weights import ClassifierSpec, load_classifier

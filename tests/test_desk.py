@@ -15,12 +15,13 @@ from test_trial import job
 
 from xinv.errors import WorkError
 from xinv.parallel import WorkerSettings, disconnect
-from xinv.train.run import TrainingGroup, _Desk
+from xinv.train.desk import Desk
+from xinv.train.run import TrainingGroup
 
 
 def test_all_ranks_of_a_start_get_the_same_job_and_a_later_start_the_one_without_outcome() -> None:
     async def talk() -> list[Any]:
-        desk = _Desk()
+        desk = Desk()
         for name in ("a", "b"):
             await desk.post(name, paced=False)
         found = [await desk.next_job("one", 0, 0)]
@@ -40,7 +41,7 @@ def test_all_ranks_of_a_start_get_the_same_job_and_a_later_start_the_one_without
 
 def test_no_rank_stops_where_another_went_on() -> None:
     async def talk() -> list[bool]:
-        desk = _Desk()
+        desk = Desk()
         number = await desk.post("a", paced=True)
         await desk.allow(number, 10)
         early = await desk.may_pass(number, 10)
@@ -53,7 +54,7 @@ def test_no_rank_stops_where_another_went_on() -> None:
 
 def test_a_job_stopped_while_the_group_was_away_is_not_begun_again() -> None:
     async def talk() -> Any:
-        desk = _Desk()
+        desk = Desk()
         await desk.post("a", paced=True)
         await desk.stop(0)
         await desk.post("b", paced=True)
@@ -66,10 +67,10 @@ def test_a_job_stopped_while_the_group_was_away_is_not_begun_again() -> None:
 def test_ranks_stay_together_only_after_the_same_failure(
     messages: list[str], alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xinv.train.run.AGREE", 0.1)
+    monkeypatch.setattr("xinv.train.desk.AGREE", 0.1)
 
     async def talk() -> list[bool]:
-        desk = _Desk()
+        desk = Desk()
         told = [desk.fail("one", 0, rank, 2, {"message": message}) for rank, message in enumerate(messages)]
         return list(await asyncio.gather(*told))
 

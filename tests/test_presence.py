@@ -13,7 +13,8 @@ from xinv.leak.score import ORIGINALS, Attack, Scorer, ScoreSettings, by_attack,
 from xinv.leak.subsets import proper_subsets
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import preset
-from xinv.train.loop import TrainJob, split, to_device, train
+from xinv.train.batches import split, to_device
+from xinv.train.loop import TrainJob, train
 from xinv.train.objectives import OBJECTIVES
 from xinv.train.presence import WithholdingReader, present
 from xinv.train.settings import TrainingSettings

@@ -13,9 +13,10 @@ from xinv.data.loader import Reader
 from xinv.data.shards import people
 from xinv.errors import InputError, WorkError
 from xinv.nets.classifier import ClassifierSettings
+from xinv.train.batches import split
 from xinv.train.checkpoint import Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
-from xinv.train.loop import TrainJob, _Fit, _seed, split, train, validations
+from xinv.train.loop import TrainJob, _Fit, _seed, train, validations
 from xinv.train.objectives import OBJECTIVES
 from xinv.train.settings import TrainingSettings, learning_rate_at
 from xinv.train.weights import ClassifierSpec, load_classifier
@@ -58,6 +59,7 @@ def steps_of(
         TrainState(),
         rank,
         world,
+        lambda: False,
     )
     batches = list(Reader(images, "target", seed=job.seed).epoch(0, job.settings.batch_size, 0, rank, world))
     pieces = split(batches[0], engine.accumulation)

@@ -6,7 +6,8 @@
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from launch.cli import PLAN_HELP, SUBMIT_HELP, jobs, plan, submit
 from xinv.console import AsJson, help_text, print_table, screen
 from xinv.errors import InputError, WorkError
 from xinv.search.verb import SEARCH_HELP, search
@@ -52,6 +54,9 @@ class Until(StrEnum):
 
 
 app.command("search", help=SEARCH_HELP)(search)
+app.command("submit", help=SUBMIT_HELP)(submit)
+app.command("plan", help=PLAN_HELP)(plan)
+app.add_typer(jobs, name="jobs")
 
 
 @app.callback(help="Measure what an explainable image model leaks about the private images behind its decisions.")
@@ -285,32 +290,44 @@ def doctor(
         raise WorkError(f"{', '.join(failed)}: xinv will not work here until this is mended.")
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; errors become one message on stderr."""
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, and where it was not done, what there is to say."""
 
-    def say(kind: str, message: object) -> None:
-        console.print(f"[bold red]{kind}:[/]", end=" ")
-        console.print(str(message), markup=False)
+    code: int
+    kind: str = ""
+    message: str = ""
 
+
+def outcome(arguments: Callable[[], Sequence[str] | None]) -> Ended:
+    """Run the command line that `arguments` returns; errors (also its own) become an exit code and a message."""
     try:
-        app(args=None if arguments is None else list(arguments))
+        found = arguments()
+        app(args=None if found is None else list(found))
     except SystemExit as end:  # typer's own: help, a usage error it has printed, or Ctrl-C
         if end.code == 130:
-            say("interrupted", "the same command continues where this one stopped.")
-        return end.code if isinstance(end.code, int) else 0
+            return Ended(130, "interrupted", "the same command continues where this one stopped.")
+        return Ended(end.code if isinstance(end.code, int) else 0)
     except InputError as error:
-        say("error", error)
-        return 2
+        return Ended(2, "error", str(error))
     except WorkError as error:
-        say("failed", error)
-        return 1
+        return Ended(1, "failed", str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
-        say("error", f"{error}. Free some space or choose another place (runs=...); the same command then continues.")
-        return 2
-    return 0
+        advice = "Free some space or choose another place (runs=...); the same command then continues."
+        return Ended(2, "error", f"{error}. {advice}")
+    return Ended(0)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors become one message on stderr."""
+    ended = outcome(lambda: arguments)
+    if ended.message:
+        console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        console.print(f"[bold red]{ended.kind}:[/]", end=" ")
+        console.print(ended.message, markup=False)
+    return ended.code
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly; `cli.py` turns each into one line and an exit code."""
+"""The ways a command can end early; `cli.py` turns each into one line and an exit code."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class WorkError(RuntimeError):
     """The input was fine and the work failed all the same (exit code 1)."""
+
+
+class Preempted(KeyboardInterrupt):
+    """The machine is wanted back: what is under way saves what it has, and ends as at Ctrl-C."""

@@ -10,9 +10,8 @@ Axes: B images of this rank's share of a step.
 import os
 import random
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
-from xinv.errors import InputError, WorkError
+from xinv.errors import WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.progress import Progress, silent
+from xinv.train.batches import relabelled, split, to_device
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
 from xinv.train.losses import LossSettings
@@ -43,6 +43,14 @@ Records = Generator[dict[str, Any], None, None]
 """Those records, one at a time."""
 
 SUMMARY = "summary.json"
+
+
+class HaltedError(Exception):
+    """The training was asked to stop in mid-epoch; its checkpoint holds all there is, and another call continues."""
+
+
+def _never() -> bool:
+    return False
 
 
 class TrainJob(BaseModel):
@@ -114,11 +122,15 @@ def train(job: TrainJob, progress: Progress = silent, events: Events = lambda re
     return Summary.model_validate(read_json(job.folder / SUMMARY))
 
 
-def validations(job: TrainJob, progress: Progress = silent) -> Records:
+def validations(job: TrainJob, progress: Progress = silent, halt: Callable[[], bool] = _never) -> Records:
     """`train`, one validation at a time: yields its record (as `Events` has it) on every rank, trains on when asked.
 
     Whoever reads may stop at any record, on all ranks at the same one, and close the iterator: that record's checkpoint
     then holds all there is, and another call continues from it. The network is exported after the last record.
+
+    Args:
+        job, progress: as `train`.
+        halt: asked on rank 0 after every step; once it says so, all ranks save a checkpoint and raise `HaltedError`.
     """
     rank, world = process_group()
     if _finished(job, rank):
@@ -140,7 +152,8 @@ def validations(job: TrainJob, progress: Progress = silent) -> Records:
     try:
         checkpoints = Checkpoints(job.folder / "checkpoints", rank, world, job.settings.zero_stage)
         state = checkpoints.load(engine)
-        fit = _Fit(job, engine, OBJECTIVES[job.objective](network, job.loss), checkpoints, state, rank, world)
+        objective = OBJECTIVES[job.objective](network, job.loss)
+        fit = _Fit(job, engine, objective, checkpoints, state, rank, world, halt)
         if state.last:
             yield state.last
         yield from fit.run(data, held_out, progress if rank == 0 else silent)
@@ -180,7 +193,9 @@ class _Fit:
         state: TrainState,
         rank: int,
         world: int,
+        halt: Callable[[], bool],
     ) -> None:
+        self.halt = halt
         self.job, self.engine, self.objective, self.checkpoints = job, engine, objective, checkpoints
         self.state, self.rank, self.world = state, rank, world
         people = job.network.identities if isinstance(job.network, ClassifierSpec) else ()
@@ -194,15 +209,17 @@ class _Fit:
             self.engine.train(True)
             for batch in data.epoch(state.epoch, settings.batch_size, state.cursor, self.rank, self.world):
                 self.engine.set_learning_rate(learning_rate_at(settings, state.step, steps))
-                loss, images = self._step(batch)
+                loss, images, halt = self._step(batch)
                 state.loss_sum += loss
                 state.loss_images += images
                 state.step += 1
                 state.cursor = batch.cursor
                 mean = state.loss_sum / state.loss_images
                 progress(state.step, steps, f"epoch {state.epoch + 1}/{settings.epochs}  loss {mean:.4f}")
-                if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
+                if halt or (settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0):
                     self.checkpoints.save(self.engine, state, improved=False)
+                if halt:
+                    raise HaltedError
             state.epoch += 1
             state.cursor = 0
             if state.epoch % settings.validate_every and state.epoch < settings.epochs:
@@ -223,23 +240,25 @@ class _Fit:
             self.checkpoints.save(self.engine, state, improved)
             yield state.last
 
-    def _step(self, batch: Batch) -> tuple[float, float]:
-        """One optimizer step on this rank's share; returns (weighted sum of losses, images), reduced over ranks.
+    def _step(self, batch: Batch) -> tuple[float, float, bool]:
+        """One optimizer step on this rank's share; returns (weighted sum of losses, images, whether to halt), reduced
+        over ranks.
 
         The mean is over the real images of all ranks: a rank's loss is scaled so that DeepSpeed's plain mean over ranks
         and micro-batches comes out as that, however uneven the shares (a padded row weighs 0).
         """
         pieces = split(self._asked(batch), self.engine.accumulation)
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(3, dtype=torch.float64)
         for piece in pieces:
             piece = to_device(piece, self.engine.device)
             output = self.engine.forward(*self.objective.inputs(piece))
             weighted = (self.objective.loss_B(output, piece) * piece.weight_B).sum()
             self.engine.backward(weighted * (self.world * len(pieces) / batch.samples))
             self.engine.step()
-            total += torch.tensor([weighted.item(), piece.weight_B.sum().item()], dtype=torch.float64)
-        loss, images = reduced(total).tolist()
-        return loss, images
+            total[:2] += torch.tensor([weighted.item(), piece.weight_B.sum().item()], dtype=torch.float64)
+        total[2] = self.rank == 0 and self.halt()
+        loss, images, halt = reduced(total).tolist()
+        return loss, images, bool(halt)
 
     def _asked(self, batch: Batch) -> Batch:
         """The batch with identities in place of labels, where the network tells people apart."""
@@ -266,59 +285,6 @@ class _Fit:
             assert images == data.samples, f"validated {images} images of {data.samples}"
             result[name] = total / images
         return result
-
-
-def relabelled(batch: Batch, answers: Mapping[str, int]) -> Batch:
-    """`batch` with the number of each image's identity as its label. InputError for an identity that has none."""
-    unknown = [identity for identity in batch.identity if identity not in answers]
-    if unknown:
-        raise InputError(
-            f"identity {unknown[0]!r} is not among the {len(answers)} that the evaluator was trained to tell apart. "
-            "Use data.split.disjoint: identity, which puts every victim's other images into the gallery."
-        )
-    return replace(batch, label_B=torch.tensor([answers[identity] for identity in batch.identity]))
-
-
-def split(batch: Batch, pieces: int) -> list[Batch]:
-    """`batch` in exactly `pieces` micro-batches, as even as can be; a piece without images gets one of weight 0."""
-    rows = len(batch.key)
-    parts = [list(range(start, rows, pieces)) for start in range(pieces)]
-    if pieces == 1:
-        return [batch]
-    return [_take(batch, part or [0], keep_weight=bool(part)) for part in parts]
-
-
-def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
-    weight_B = batch.weight_B[rows]
-    return replace(
-        batch,
-        key=[batch.key[row] for row in rows],
-        identity=[batch.identity[row] for row in rows],
-        image_BCHW=batch.image_BCHW[rows],
-        label_B=batch.label_B[rows],
-        prediction_BK=None if batch.prediction_BK is None else batch.prediction_BK[rows],
-        maps={name: map_BMHW[rows] for name, map_BMHW in batch.maps.items()},
-        weight_B=weight_B if keep_weight else torch.zeros_like(weight_B),
-        present_BG=None if batch.present_BG is None else batch.present_BG[rows],
-        attribute_BA=None if batch.attribute_BA is None else batch.attribute_BA[rows],
-    )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` with its tensors on `device`."""
-    if device.type == "cpu":
-        return batch
-    prediction_BK, present_BG, attribute_BA = batch.prediction_BK, batch.present_BG, batch.attribute_BA
-    return replace(
-        batch,
-        image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
-        label_B=batch.label_B.to(device, non_blocking=True),
-        prediction_BK=None if prediction_BK is None else prediction_BK.to(device, non_blocking=True),
-        maps={name: map_BMHW.to(device, non_blocking=True) for name, map_BMHW in batch.maps.items()},
-        weight_B=batch.weight_B.to(device, non_blocking=True),
-        present_BG=None if present_BG is None else present_BG.to(device, non_blocking=True),
-        attribute_BA=None if attribute_BA is None else attribute_BA.to(device, non_blocking=True),
-    )
 
 
 def reduced(value: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ a desk, a small actor, for one job after another, and runs each with the plain `
 checkpoints. When a process or machine is lost, Ray Train starts the group again and the job at hand continues from its
 checkpoint.
 
-A job may be paced: after every validation its ranks wait for word whether to go on, all at the same one.
+A job may be paced: after every validation its ranks wait for word whether to go on, all at the same one. Where the
+machine is wanted back (`Preempted`), the ranks save what they have at their next step.
 """
 
-import asyncio
 import contextlib
 import secrets
 import time
@@ -17,17 +17,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xinv.errors import InputError, WorkError
+from xinv.errors import InputError, Preempted, WorkError
 from xinv.files import read_json
 from xinv.parallel import WorkerSettings, connect, map_tasks, redirect
 from xinv.progress import Progress, silent
-from xinv.train.loop import SUMMARY, Events, Records, Summary, TrainJob, validations
+from xinv.train.desk import Desk
+from xinv.train.loop import SUMMARY, Events, HaltedError, Records, Summary, TrainJob, validations
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AGREE = 5.0
-"""Seconds within which the ranks of a failed job must have told the same error to stay together."""
+SAVE_WITHIN = 90.0
+"""Seconds that a training has for its checkpoint when the machine is wanted back."""
 
 
 class StartError(WorkError):
@@ -40,94 +41,6 @@ class LostError(WorkError):
 
 class BugError(WorkError):
     """What nobody foresaw ended a job."""
-
-
-class _Desk:
-    """An actor between the audit and the ranks: jobs in one direction, progress and results in the other."""
-
-    def __init__(self) -> None:
-        self._jobs: list[tuple[str, bool]] = []
-        self._closed = False
-        self._outcomes: dict[int, dict[str, Any]] = {}
-        self._progress: tuple[float, float, str] = (0, 0, "")
-        self._events: dict[int, list[dict[str, Any]]] = {}
-        self._begun: set[int] = set()
-        self._handed: dict[str, list[tuple[int, str, bool] | None]] = {}  # by start of the group
-        self._allowed: dict[int, int] = {}
-        self._stopped: set[int] = set()
-        self._failed: dict[tuple[str, int], dict[int, str]] = {}
-
-    async def post(self, job: str, paced: bool) -> int:
-        self._progress = (0, 0, "waiting for the training processes")
-        self._jobs.append((job, paced))
-        return len(self._jobs) - 1
-
-    async def close(self) -> None:
-        self._closed = True
-
-    async def next_job(self, start: str, turn: int, rank: int) -> tuple[int, str, bool] | None:
-        """The first job without an outcome, waiting for one; None once the desk is closed.
-
-        What the first rank to ask gets as the `turn`-th job of a start of the group, all its ranks get.
-        """
-        self._begun.add(rank)
-        handed = self._handed.setdefault(start, [])
-        while len(handed) <= turn:
-            number = len(self._outcomes)
-            if self._closed:
-                handed.append(None)
-            elif number in self._stopped:  # while the group was started again
-                self._outcomes[number] = {"stopped": True}
-            elif number < len(self._jobs) and not (handed and handed[-1] and handed[-1][0] == number):
-                handed.append((number, *self._jobs[number]))
-            else:
-                await asyncio.sleep(0.05)
-        return handed[turn]
-
-    async def tell(self, done: float, total: float, note: str) -> None:
-        self._progress = (done, total, note)
-
-    async def record(self, number: int, event: dict[str, Any]) -> None:
-        self._events.setdefault(number, []).append(event)
-
-    async def settle(self, number: int, outcome: dict[str, Any]) -> None:
-        self._outcomes.setdefault(number, outcome)
-
-    async def fail(self, start: str, number: int, rank: int, world: int, outcome: dict[str, Any]) -> bool:
-        """As `settle`; whether all ranks have failed alike, so that none waits for another within the job."""
-        self._outcomes.setdefault(number, outcome)
-        told = self._failed.setdefault((start, number), {})
-        told[rank] = outcome["message"]
-        deadline = time.monotonic() + AGREE
-        while len(told) < world and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        return len(told) == world and len(set(told.values())) == 1
-
-    async def allow(self, number: int, step: int) -> None:
-        """Ranks of a paced job may go on from their validation at `step`."""
-        self._allowed[number] = step
-
-    async def stop(self, number: int) -> None:
-        """They go no further than that."""
-        self._stopped.add(number)
-
-    async def may_pass(self, number: int, step: int) -> bool:
-        """Asked by every rank at a validation. What was allowed comes first: no rank stops where another went on."""
-        while self._allowed.get(number, -1) < step:
-            if self._closed or number in self._stopped:
-                return False
-            await asyncio.sleep(0.02)
-        return True
-
-    async def look(self, number: int, events_seen: int) -> dict[str, Any]:
-        jobs = [job for handed in self._handed.values() for job in handed if job]
-        return {
-            "progress": self._progress,
-            "events": self._events.get(number, [])[events_seen:],
-            "outcome": self._outcomes.get(number),
-            "ranks": len(self._begun),
-            "starts": sum(job[0] == number for job in jobs),
-        }
 
 
 def _serve(config: dict[str, Any]) -> None:
@@ -180,20 +93,30 @@ def _train(desk: Any, number: int, job: TrainJob, paced: bool, rank: int) -> dic
     """One job to its end, or as far as its reader lets it go."""
     import ray
 
-    told = 0.0
+    told, answer = 0.0, None
 
     def progress(done: float, total: float, note: str) -> None:
-        nonlocal told
+        nonlocal told, answer
         if time.monotonic() - told > 0.3 or done == total:
             told = time.monotonic()
-            desk.tell.remote(done, total, note)
+            answer = desk.tell.remote(done, total, note)
 
-    with contextlib.closing(validations(job, progress)) as records:
-        for record in records:
-            if rank == 0:
-                ray.get(desk.record.remote(number, record))
-            if paced and not ray.get(desk.may_pass.remote(number, record["step"])):
-                return {"stopped": True}
+    def halt() -> bool:
+        nonlocal answer
+        if answer is None or not ray.wait([answer], timeout=0)[0]:
+            return False
+        wanted, answer = bool(ray.get(answer)), None
+        return wanted
+
+    try:
+        with contextlib.closing(validations(job, progress, halt)) as records:
+            for record in records:
+                if rank == 0:
+                    ray.get(desk.record.remote(number, record))
+                if paced and not ray.get(desk.may_pass.remote(number, record["step"])):
+                    return {"stopped": True}
+    except HaltedError:
+        return {"stopped": True}
     return {"summary": read_json(job.folder / SUMMARY)} if rank == 0 else {}
 
 
@@ -240,11 +163,14 @@ class TrainingGroup:
         self._desk: Any = None
         self._fitter: Any = None
         self._fit: Any = None
+        self._posted = 0
 
     def __enter__(self) -> "TrainingGroup":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and issubclass(kind, Preempted):
+            self._halt()
         # After an error or Ctrl-C the ranks may be in mid-training: nobody waits for them.
         self.close(patience=30 if kind is None else 0)
 
@@ -280,8 +206,8 @@ class TrainingGroup:
 
     def _post(self, job: TrainJob, paced: bool) -> int:
         self._start()
-        number: int = self._ask(self._desk.post.remote(job.model_dump_json(), paced))
-        return number
+        self._posted = self._ask(self._desk.post.remote(job.model_dump_json(), paced))
+        return self._posted
 
     def _look(self, number: int, seen: int) -> dict[str, Any]:
         state: dict[str, Any] = self._ask(self._desk.look.remote(number, seen))
@@ -337,6 +263,19 @@ class TrainingGroup:
                 return
             time.sleep(0.05)
 
+    def _halt(self) -> None:
+        """Have the ranks save the training under way, if there is one."""
+        import ray
+
+        if self._fit is None:
+            return
+        with contextlib.suppress(LostError):
+            self._ask(self._desk.halt.remote())
+            deadline = time.monotonic() + SAVE_WITHIN
+            while time.monotonic() < deadline and self._look(self._posted, 0)["outcome"] is None:
+                if ray.wait([self._fit], timeout=0.1)[0]:  # ranks that have no job end at once
+                    return
+
     def run_tasks(
         self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
     ) -> list[Result]:
@@ -362,7 +301,7 @@ class TrainingGroup:
         connect(self._settings)
         import ray
 
-        self._desk = ray.remote(num_cpus=0, max_concurrency=64)(_Desk).remote()
+        self._desk = ray.remote(num_cpus=0, max_concurrency=64)(Desk).remote()
         self._fitter = ray.remote(num_cpus=0)(_Fitter).remote()
         folder, log = str(self._folder.resolve()), str(self._log.resolve())
         self._fit = self._fitter.fit.remote(self._desk, self._settings, folder, log)

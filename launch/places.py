@@ -1,0 +1,20 @@
+"""The places where jobs run, by the names that `--on` takes."""
+
+from collections.abc import Callable
+
+from launch.backend import Backend
+from launch.local import Local
+from launch.site import Site
+from xinv.errors import InputError
+
+PLACES: dict[str, Callable[[Site], Backend]] = {
+    "local": lambda site: Local(),
+}
+"""Name -> the backend, made from the site file."""
+
+
+def place_of(on: str, site: Site) -> Backend:
+    """The backend of a place. InputError, with the known ones, for a name that is none."""
+    if on in PLACES:
+        return PLACES[on](site)
+    raise InputError(f"There is no place called {on!r}; known are {', '.join(PLACES)}.")
