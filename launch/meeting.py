@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.job import TOKEN
 from xinv.files import make_private, read_json, write_atomic, write_json
 
 SAVE, ENDED = "save", "ended"
@@ -26,7 +25,7 @@ class Meeting:
 
     @property
     def token(self) -> Path:
-        return self.folder / TOKEN
+        return self.folder / "token"
 
     def tell_head(self, address: str) -> None:
         """The head of the Ray cluster listens at host:port."""

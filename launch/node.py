@@ -80,8 +80,8 @@ class Head(Supervisor):
         late = [f"{name} ({address})" for name, address in self.seat.addresses.items() if not seen[address]]
         raise WorkError(
             f"{', '.join(late)} did not join the Ray cluster within {self.limit:.0f} s (slurm.start_limit of the site "
-            f"file); {sum(seen.values())} of {sum(wanted.values())} nodes are there. Is the machine up (`sinfo -N`), and "
-            f"does it reach {self.seat.address} at any port?"
+            f"file); {sum(seen.values())} of {sum(wanted.values())} nodes are there. Is the machine up (`sinfo -N`), "
+            f"and does it reach {self.seat.address} at any port?"
         )
 
     def _follow(self, work: subprocess.Popen[bytes]) -> int:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from launch.backend import Backend
 from launch.local import Local
 from launch.site import Site
+from launch.slurm import Slurm
 from xinv.errors import InputError
 
 PLACES: dict[str, Callable[[Site], Backend]] = {
     "local": lambda site: Local(),
+    "slurm": lambda site: Slurm(site.slurm),
 }
 """Name -> the backend, made from the site file."""
 

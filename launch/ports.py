@@ -43,9 +43,9 @@ def free_ports(number: int, address: str, after: int = 0) -> Ports:
         ports = ports_of(slot)
         if all(is_free(port, address) for port in (ports.gcs, ports.dashboard, ports.client)):
             return ports
+    first, last = ports_of(number + after), ports_of(number + after + TRIES)
     raise WorkError(
-        f"No ports are free on {address} between {ports_of(number + after).gcs} and {ports_of(number + after + TRIES).gcs}. "
-        "What listens there (`ss -ltnp`)?"
+        f"No ports are free on {address} between {first.gcs} and {last.gcs}. What listens there (`ss -ltnp`)?"
     )
 
 

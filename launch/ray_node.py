@@ -86,8 +86,8 @@ def room_for_sockets(temporary: Path) -> str | None:
     if length <= SOCKET_LIMIT:
         return None
     return (
-        f"Ray's sockets below {temporary} have paths of {length} characters, and unix allows {SOCKET_LIMIT}. "
-        f"Name a shorter folder: at most {len(str(temporary)) - length + SOCKET_LIMIT} characters, its own part included."
+        f"Ray's sockets below {temporary} would have paths of {length} characters, and unix allows {SOCKET_LIMIT}. "
+        f"Name a folder that is {length - SOCKET_LIMIT} characters shorter."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launch.slurm import SlurmSite
 from xinv.mistakes import explain
 from xinv.overrides import load_yaml
 
@@ -18,6 +19,7 @@ class Site(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
     )
+    slurm: SlurmSite = Field(default_factory=SlurmSite, description="Slurm: account, partition, modules, container")
 
 
 def site_path() -> Path:

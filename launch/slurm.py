@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from launch import slurm_offer as offer
 from launch.execute import AGAIN
 from launch.job import LOG, Job, Request, State, Status, result_of, write_request
+from launch.limit import seconds_of
 from launch.log import tail
 from launch.ray_node import Seat, room_for_sockets
-from launch.submit import seconds_of
 from xinv.errors import InputError, WorkError
 from xinv.files import make_private, write_atomic
 
@@ -87,7 +87,7 @@ class SlurmSite(BaseModel):
     gpu_type: str | None = Field(None, description="type of GPU to ask for, such as a100; null: any")
     header: tuple[str, ...] = Field((), description="more options of sbatch, such as --mail-type=END, a line each")
     srun: tuple[str, ...] = Field((), description="more options of srun, such as --container-image=... (pyxis)")
-    prelude: tuple[str, ...] = Field((), description="shell lines before the job on its first node: module load cuda/12")
+    prelude: tuple[str, ...] = Field((), description="shell lines before the job starts, such as module load cuda/12")
     container: str | None = Field(
         None, description="put before the command on every node: apptainer exec --nv --bind /data xinv.sif"
     )
@@ -95,9 +95,9 @@ class SlurmSite(BaseModel):
     tmp: Path = Field(Path("/tmp"), description="folder on each node's own disk, with a short path, for Ray's sockets")
     start_limit: int = Field(300, ge=10, description="seconds within which all nodes must be in the Ray cluster")
     signal_before: int = Field(
-        120, ge=20, le=65535, description="seconds before the time limit at which the run saves; Slurm may be 60 s early"
+        120, ge=20, le=65535, description="seconds from the save to the time limit; Slurm may be a minute early"
     )
-    restarts: int = Field(50, ge=0, description="how often a job that met its time limit puts itself into the queue again")
+    restarts: int = Field(50, ge=0, description="how often a job that met its time limit queues itself again")
 
     @field_validator("header")
     @classmethod
@@ -287,15 +287,16 @@ def _ask(*command: str, may_fail: str | None = None) -> str:
         may_fail: a part of the error with which it may fail; the answer is then empty.
 
     Raises:
-        InputError: the program is not there, or refuses. WorkError: it was to send a job, and nobody knows whether it has.
+        InputError: the program is not there, or refuses.
+        WorkError: it was to send a job, and nobody knows whether it has.
     """
     program = shutil.which(command[0])
     if program is None:
         if may_fail == "":
             return ""
         raise InputError(
-            f"`{command[0]}` is not on the path: is this a login node of the Slurm cluster? Log in to one, load its module, "
-            "or choose another place (--on)."
+            f"`{command[0]}` is not on the path: is this a login node of the Slurm cluster? Log in to one, load its "
+            "module, or choose another place (--on)."
         )
     try:
         done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=ANSWER, check=False)

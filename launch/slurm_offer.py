@@ -8,7 +8,7 @@ from launch.work import Shape
 from xinv.errors import InputError
 from xinv.progress import clock
 
-OUT = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "MAINT", "NO_RESPOND", "NOT_RESPONDING", "POWERED_DOWN"}
+OUT = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "POWERED_DOWN"}
 """States of a node that takes no job now."""
 
 
@@ -111,7 +111,7 @@ def chosen(partitions: Sequence[Partition], name: str | None) -> Partition:
                 raise InputError(f"Partition {partition.name} takes no jobs ({partition.state}). There are {known}.")
             return partition
     if name is None:
-        raise InputError(f"No partition is Slurm's default. Name one: --partition, or slurm.partition. There are {known}.")
+        raise InputError(f"No partition is Slurm's default. Name one (--partition, or slurm.partition): {known}.")
     raise InputError(f"There is no partition {name!r}. There are {known}.")
 
 

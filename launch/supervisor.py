@@ -166,8 +166,11 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _own_folder(folder: Path) -> Iterator[None]:
-    """Make a temporary folder, and remove it at the end. It is locked for as long as its supervisor lives: what a killed
-    one has left is known by that, and removed by the next of the same user."""
+    """Make a temporary folder, and remove it at the end.
+
+    It is locked for as long as its supervisor lives: what a killed one has left is known by that, and removed by the
+    next of the same user.
+    """
     for stale in folder.parent.glob(f"xr-{os.getuid()}-*"):
         _remove_stale(stale)
     folder.mkdir(mode=0o700)

@@ -204,6 +204,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "SLURM_CONF": str(FOLDER / "slurm.conf")}
 
 
+def slurm(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands."""
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+
+
 def is_up() -> bool:
     return {"munged", "slurmctld", *NODES} <= daemons().alive().keys()
 
@@ -224,10 +229,14 @@ def up() -> None:
     )
     text = CONFIG.format(host=os.uname().nodename, address=HOST, folder=FOLDER, nodes=nodes)
     (FOLDER / "slurm.conf").write_text(text)
-    daemons().start("slurmctld", ["slurmctld", "-D", "-c", "-f", FOLDER / "slurm.conf"])
+    start_controller()
     for node in NODES:
         start_node(node)
     wait_idle()
+
+
+def start_controller() -> None:
+    daemons().start("slurmctld", ["slurmctld", "-D", "-f", FOLDER / "slurm.conf"])
 
 
 def start_node(node: str) -> None:
@@ -238,7 +247,7 @@ def down() -> None:
     """End and remove whatever `up` and the jobs on the bed have left, of this or an earlier program."""
     if FOLDER.exists():
         if is_up():
-            subprocess.run(["scancel", "--user=root"], env=environment(), capture_output=True, check=False, timeout=30)
+            slurm("scancel", "--user=root")
             time.sleep(1)
         daemons().stop()
         for pid in set(marked(f"SLURM_CONF={FOLDER / 'slurm.conf'}")) - _own_line():
@@ -258,9 +267,7 @@ def wait_idle(seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     seen = ""
     while time.monotonic() < deadline:
-        done = subprocess.run(
-            ["sinfo", "-h", "-N", "-p", "work", "-o", "%N %T"], env=environment(), capture_output=True, text=True, check=False
-        )
+        done = slurm("sinfo", "-h", "-N", "-p", "work", "-o", "%N %T")
         seen = done.stdout or done.stderr
         if sorted(done.stdout.split("\n")) == ["", *(f"{node} idle" for node in NODES)]:
             return
@@ -306,7 +313,7 @@ class RayCluster:
 
 @contextlib.contextmanager
 def ray_cluster(cpus: int = 2, environment: dict[str, str] | None = None) -> Iterator[RayCluster]:
-    """A Ray cluster of both nodes, with a token; ended with all that ran on it. The network is made where there is none.
+    """A Ray cluster of both nodes, with a token; ended with all that ran on it. Makes the network where there is none.
 
     Args:
         cpus: that each node offers.
@@ -322,7 +329,8 @@ def ray_cluster(cpus: int = 2, environment: dict[str, str] | None = None) -> Ite
     base = {
         **os.environ, **(environment or {}), "XINV_BED": str(folder), "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "GLOO_SOCKET_IFNAME": "eth0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "SPT_NOENV": "1", "TMPDIR": str(folder), "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }  # fmt: skip
     ray = Path(sys.executable).with_name("ray")
     common = ["--block", "--disable-usage-stats", f"--num-cpus={cpus}", f"--object-store-memory={200 << 20}"]
