@@ -147,8 +147,9 @@ class Slurm:
             folder=shlex.quote(str(request.folder)),
             prelude=site.prelude,
             srun=" ".join(["--ntasks-per-node=1", f"--cpus-per-task={request.shape.cpus}", "--mpi=none",
-                           "--kill-on-bad-exit=0", "--wait=120", *site.srun]),
+                           "--kill-on-bad-exit=0", *site.srun]),
             command=" ".join([*([site.container] if site.container else []), shlex.join(map(str, node))]),
+            temporary=f'{shlex.quote(str(site.tmp))}/"xr-$UID-$SLURM_JOB_ID-$start-0"',
             again=AGAIN,
             restarts=site.restarts,
             handle=request.handle,
@@ -252,7 +253,7 @@ def _end(name: str, ended: Status | None) -> str:
         "NODE_FAIL": "a node went down",
         "OUT_OF_MEMORY": "it took more memory than it asked for (--memory-per-node)",
     }.get(name, "")
-    return "; ".join(part for part in (words, said) if part) or f"Slurm: {name}"
+    return "; ".join(part for part in (words, said) if part) or f"Slurm: {name}; its log says more"
 
 
 def _exit_code(text: str) -> int | None:

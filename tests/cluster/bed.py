@@ -53,7 +53,7 @@ SchedulerParameters=sched_interval=5,bf_interval=5
 DefMemPerNode=1000
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=60
+SlurmdTimeout=120
 SlurmctldTimeout=60
 KillWait=30
 {nodes}
@@ -260,6 +260,21 @@ def down() -> None:
 def _own_line() -> set[int]:
     own = psutil.Process()
     return {own.pid, *(parent.pid for parent in own.parents())}
+
+
+def heal() -> None:
+    """Put every cable back, and what Slurm thinks of the nodes."""
+    for node in NODES:
+        partition(node, cut=False)
+        _run("ip", "-n", _space(node), "link", "set", "eth0", "up")
+    deadline = time.monotonic() + 90
+    while "idle" not in slurm("sinfo", "-h", "-N", "-n", "n2", "-o", "%T").stdout or "*" in slurm("sinfo", "-h").stdout:
+        if time.monotonic() > deadline:
+            break
+        for node in NODES:
+            slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        time.sleep(1)
+    wait_idle()
 
 
 def wait_idle(seconds: float = 60) -> None:

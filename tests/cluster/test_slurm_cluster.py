@@ -185,7 +185,7 @@ def test_node_that_never_comes_is_named_within_the_limit(user: User) -> None:
         assert (code, status["state"], status["exit_code"]) == (1, "failed", 1), user.log(job)
         assert "n2 (10.77.0.2) did not join the Ray cluster within 45 s" in status["detail"]
     finally:
-        subprocess.run(["ip", "-n", "xinv-n2", "link", "set", "eth0", "up"], check=True)
+        bed.heal()
 
 
 def test_node_that_slurm_cannot_reach_ends_the_job(user: User) -> None:
@@ -196,7 +196,7 @@ def test_node_that_slurm_cannot_reach_ends_the_job(user: User) -> None:
         assert (code, status["state"]) == (1, "failed"), user.log(job)
         assert "n2" in user.log(job)
     finally:
-        bed.partition("n2", cut=False)
+        bed.heal()
 
 
 def test_cancelled_in_mid_training_leaves_nothing(user: User) -> None:
