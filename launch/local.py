@@ -34,15 +34,15 @@ class Local:
         for option, value in (("--time", request.seconds), ("--partition", request.partition)):
             if value is not None:
                 raise InputError(f"{option} means nothing on this machine, which has no queue. Leave it out.")
-        if shape.cpus > cores:
-            raise InputError(
-                f"The job asks for {shape.cpus} CPUs, and this machine has {cores}. Lower workers.count, workers.cpus "
-                "or --cpus-per-node."
-            )
         if shape.gpus > cards:
             raise InputError(
                 f"The job asks for {shape.gpus} GPUs, and this machine has {cards}. Lower --gpus-per-node or "
                 "workers.count; workers.gpus=0 trains on CPUs."
+            )
+        if shape.cpus > cores:
+            raise InputError(
+                f"The job asks for {shape.cpus} CPUs, and this machine has {cores}. Lower workers.count, workers.cpus "
+                "or --cpus-per-node."
             )
         asked = (shape.memory or 0) / GIB
         if asked > memory:
@@ -79,7 +79,8 @@ class Local:
     def find(self, job: Job) -> str | None:
         for process in psutil.process_iter():
             try:
-                if str(job.request.folder) in process.cmdline() and "launch.execute" in process.cmdline():
+                line = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+                if str(job.request.folder) in line and "launch.execute" in line:
                     return _name(process)
             except psutil.Error:
                 continue

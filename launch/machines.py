@@ -8,7 +8,7 @@ from typing import Any
 from launch.job import Request
 from xinv.errors import InputError
 from xinv.files import make_private, write_atomic
-from xinv.parallel import WorkerSettings, connect
+from xinv.parallel import connect
 
 LIMIT = 120.0
 """Seconds within which every machine of a cluster must have answered."""
@@ -36,9 +36,9 @@ def check_every_machine(request: Request, address: str) -> None:
     Connects, and stays connected.
 
     Raises:
-        InputError: no cluster answers; a machine lacks something, by its address.
+        InputError: no cluster answers, or one that is too small; a machine lacks something, by its address.
     """
-    connect(WorkerSettings(address=address))
+    connect(request.work.workers(request.shape, address))
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

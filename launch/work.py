@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from xinv.errors import InputError
 from xinv.files import digest
 from xinv.overrides import load_yaml
+from xinv.parallel import WorkerSettings
 
 
 class Verb(StrEnum):
@@ -77,8 +78,8 @@ class Work(BaseModel):
         """The room on one machine that the configuration asks for."""
         return Shape(cpus=self.processes * self.cpus, gpus=int(-(-self.processes * self.gpus // 1)))
 
-    def placed(self, shape: Shape, address: str | None = None) -> list[str]:
-        """Settings that make the work fill `shape`: a process a GPU, or where there are none, for each `cpus` cores.
+    def workers(self, shape: Shape, address: str | None = None) -> WorkerSettings:
+        """The processes that fill `shape`: one a GPU, or where there are none, one for each `cpus` cores.
 
         Args:
             shape: the room of the job.
@@ -89,18 +90,24 @@ class Work(BaseModel):
         """
         gpu = shape.gpus > 0
         a_node = shape.gpus if gpu else shape.cpus // self.cpus
-        cpus = max(1, shape.cpus // shape.gpus) if gpu else self.cpus
         if a_node < 1:
             raise InputError(
                 f"A training process of {self.config} has {self.cpus} CPU cores, and a node of the job has "
                 f"{shape.cpus}. Ask for more (--cpus-per-node), or lower {WORKERS[self.verb][0]}.cpus."
             )
+        cpus = max(1, shape.cpus // shape.gpus) if gpu else self.cpus
+        return WorkerSettings(address=address, count=shape.nodes * a_node, cpus=cpus, gpus=int(gpu))
+
+    def placed(self, shape: Shape, address: str | None = None) -> list[str]:
+        """Settings that make the work fill `shape`, but for those that the command line named. As `workers`."""
+        group = self.workers(shape, address)
         fitting: dict[str, Any] = {}
         for section in WORKERS[self.verb]:
-            share = self.gpus if 0 < self.gpus < 1 and not section.endswith("workers") else 1
-            fitting |= {f"{section}.cpus": cpus, f"{section}.gpus": share if gpu else 0}
+            fitting |= {f"{section}.cpus": group.cpus, f"{section}.gpus": group.gpus}
             if section.endswith("workers"):
-                fitting[f"{section}.count"] = shape.nodes * a_node
+                fitting[f"{section}.count"] = group.count
+            elif group.gpus and 0 < self.gpus < 1:
+                fitting[f"{section}.gpus"] = self.gpus  # trials that share a GPU
             if address is not None:
                 fitting[f"{section}.address"] = address
         return [f"{key}={value}" for key, value in fitting.items() if key not in self.given]

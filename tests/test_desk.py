@@ -52,6 +52,21 @@ def test_no_rank_stops_where_another_went_on() -> None:
     assert asyncio.run(talk()) == [True, True, False, False]
 
 
+def test_a_rank_that_tells_how_far_it_is_hears_that_it_is_to_halt_and_gets_no_other_job() -> None:
+    async def talk() -> list[Any]:
+        desk = Desk()
+        for name in ("a", "b"):
+            await desk.post(name, paced=False)
+        await desk.next_job("one", 0, 0)
+        before = await desk.tell(1, 10, "")
+        await desk.halt()
+        after = await desk.tell(2, 10, "")
+        await desk.settle(0, {"stopped": True})
+        return [before, after, await desk.next_job("one", 1, 0)]
+
+    assert asyncio.run(talk()) == [False, True, None]
+
+
 def test_a_job_stopped_while_the_group_was_away_is_not_begun_again() -> None:
     async def talk() -> Any:
         desk = Desk()

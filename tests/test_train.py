@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
@@ -16,7 +17,7 @@ from xinv.nets.classifier import ClassifierSettings
 from xinv.train.batches import split
 from xinv.train.checkpoint import Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
-from xinv.train.loop import TrainJob, _Fit, _seed, train, validations
+from xinv.train.loop import HaltedError, TrainJob, _Fit, _seed, train, validations
 from xinv.train.objectives import OBJECTIVES
 from xinv.train.settings import TrainingSettings, learning_rate_at
 from xinv.train.weights import ClassifierSpec, load_classifier
@@ -170,6 +171,37 @@ def test_a_reader_stops_a_training_which_then_continues_as_if_it_had_not(tiny_im
     assert train(job_for(tiny_images, tmp_path / "cut", zero_stage=1), events=rest.append) == whole
     # What comes first is the last record before: a kill between a checkpoint and its record loses nothing.
     assert first == told[:2] and again == told[1:3] and rest == told[2:]
+    left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def halted(images: Path, folder: Path, step: int) -> tuple[list[str], bool]:
+    """Train twice; the second time rank 0 is asked for a halt at `step`, in mid-epoch, after which it is continued.
+
+    Returns:
+        The checkpoints that the halt left, and whether the second training ended as the first.
+    """
+    whole = train(job_for(images, folder / "whole", zero_stage=1))
+    seen = 0
+
+    def progress(done: float, total: float, note: str) -> None:
+        nonlocal seen
+        seen = int(done)
+
+    job = job_for(images, folder / "cut", zero_stage=1)
+    with pytest.raises(HaltedError):
+        for _ in validations(job, progress, lambda: seen == step - 1):
+            pass
+    left = [path.name for path in (job.folder / "checkpoints").iterdir()]
+    dist.barrier()
+    return left, train(job) == whole
+
+
+def test_ranks_that_are_asked_to_halt_save_at_that_step_and_continue_as_if_they_had_not(
+    tiny_images: Path, tmp_path: Path
+) -> None:
+    expected = (["step-00000006"], True)
+    assert run_on_ranks(halted, 2, tmp_path, tiny_images, tmp_path, 6) == [expected, expected]
     left, right = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(left[name], right[name]) for name in left)
 
