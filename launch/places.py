@@ -6,13 +6,14 @@ from launch.backend import Backend
 from launch.local import Local
 from launch.ray_jobs import RayJobs
 from launch.site import Site
+from launch.slurm import Slurm
 from xinv.errors import InputError
 
 PLACES: dict[str, Callable[[Site], Backend]] = {
     "local": lambda site: Local(),
+    "slurm": lambda site: Slurm(site.slurm),
 }
 """Name -> the backend, made from the site file."""
-
 
 RAY = ("http://", "https://", "ray://")
 """How the address of a Ray cluster begins, which is a place's name too."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.ray_client import RaySite
+from launch.slurm import SlurmSite
 from xinv.mistakes import explain
 from xinv.overrides import load_yaml
 
@@ -20,6 +21,7 @@ class Site(BaseModel):
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
     )
     ray: RaySite = Field(default_factory=RaySite, description="for Ray clusters, --on http://... or ray://...")
+    slurm: SlurmSite = Field(default_factory=SlurmSite, description="Slurm: account, partition, modules, container")
 
 
 def site_path() -> Path:

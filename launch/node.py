@@ -1,0 +1,163 @@
+"""What Slurm starts once on every node of a job: `python -m launch.node FOLDER`.
+
+The first one starts the head of a Ray cluster, waits for the nodes of the others, runs the work (`launch.execute`) and
+ends with its exit code. The others join, and end when the first has.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from launch import ray_node
+from launch.execute import AGAIN
+from launch.job import REQUEST, RESULT, read_request, write_result
+from launch.ports import Ports, free_ports, listens
+from launch.ray_node import seat_of
+from launch.supervisor import CANCELLED, POLL, Supervisor
+from xinv.errors import InputError, WorkError
+from xinv.files import write_atomic
+
+GRACE = 15.0
+"""Seconds that the work has to end when the job is cancelled: Slurm kills everything 30 s after it has asked."""
+
+REPEAT = 5.0
+"""Seconds after which the work is told again to save: it may not have listened yet."""
+
+
+class Head(Supervisor):
+    """The node that has the cluster's head and the work."""
+
+    def work(self) -> int:
+        (self.request.folder / RESULT).unlink(missing_ok=True)
+        write_atomic(self.meeting.token, secrets.token_hex(32))
+        self.meeting.token.chmod(0o600)
+        ports = self._start_head()
+        self._await_nodes(ports)
+        address = f"{self.seat.address}:{ports.gcs}"
+        self.say(f"Ray at {address} has its {len(self.seat.addresses)} nodes after {self.spent():.0f} s")
+        line = [sys.executable, "-u", "-m", "launch.execute", str(self.request.folder), "--address", address]
+        return self._follow(ray_node.start(line, self.environment(address)))
+
+    def _start_head(self) -> Ports:
+        """Ray's head, on ports that nobody else has. Should another take one just then, on the next ones."""
+        passed = 0
+        while True:
+            ports = free_ports(self.seat.job, self.seat.address, after=passed)
+            address = f"{self.seat.address}:{ports.gcs}"
+            self.start_ray(ports, address)
+            if not self.wait_for(lambda port=ports.gcs: self.ray_ended or listens(self.seat.address, port)):  # type: ignore[misc]
+                raise WorkError(f"Ray did not start within {self.limit:.0f} s. {self.last_words()}")
+            if not self.ray_ended:
+                self.meeting.tell_head(address)
+                return ports
+            if free_ports(self.seat.job, self.seat.address, after=passed) == ports:
+                raise WorkError(f"Ray did not start. {self.last_words()}")
+            passed = ports.slot + 1 - self.seat.job
+
+    def _await_nodes(self, ports: Ports) -> None:
+        """WorkError, with their names and what they said, where not all nodes are there in time."""
+        token = self.meeting.token.read_text()
+        wanted, seen = Counter(self.seat.addresses.values()), Counter[str]()
+
+        def settled() -> bool:
+            nonlocal seen
+            seen = ray_node.alive(self.seat.address, ports.dashboard, token)
+            return seen >= wanted or bool(self.meeting.failed()) or self.ray_ended
+
+        self.wait_for(settled)
+        if seen >= wanted:
+            return
+        if self.ray_ended:
+            raise WorkError(f"Ray ended again. {self.last_words()}")
+        if failed := self.meeting.failed():
+            raise WorkError("; ".join(f"{name} could not join: {reason}" for name, reason in failed.items()))
+        late = [f"{name} ({address})" for name, address in self.seat.addresses.items() if not seen[address]]
+        raise WorkError(
+            f"{', '.join(late)} did not join the Ray cluster within {self.limit:.0f} s (slurm.start_limit of the site "
+            f"file); {sum(seen.values())} of {sum(wanted.values())} nodes are there. Is the machine up (`sinfo -N`), "
+            f"and does it reach {self.seat.address} at any port?"
+        )
+
+    def _follow(self, work: subprocess.Popen[bytes]) -> int:
+        """Wait for the work, handing on to it what Slurm asks for; returns its exit code."""
+        asked: float | None = None
+        saved = 0.0
+        while work.poll() is None:
+            now = time.monotonic()
+            if self.wishes.end and asked is None:
+                asked = now
+                work.terminate()
+            elif asked is not None and now - asked > GRACE:
+                work.kill()
+            elif asked is None and self.wishes.save and now - saved > REPEAT:
+                saved = now
+                work.send_signal(signal.SIGUSR1)
+            elif asked is None and self.ray_ended and not self.linger(lambda: work.poll() is not None):
+                raise WorkError(f"Ray ended under the work. {self.last_words()}")
+            time.sleep(POLL)
+        if work.returncode >= 0:
+            return work.returncode
+        if asked is not None:
+            return CANCELLED
+        self.reason = f"the work was ended by {signal.Signals(-work.returncode).name}; out of memory?"
+        self.say(f"error: {self.reason}")
+        return 128 - work.returncode
+
+    def conclude(self, code: int) -> None:
+        """Also to whoever asks later, where the work has not said so itself."""
+        try:
+            if code != AGAIN and not (self.request.folder / RESULT).exists():
+                write_result(self.request.folder, code, self.reason, cancelled=code == CANCELLED)
+        finally:
+            self.meeting.tell_ended(code)
+
+
+class Member(Supervisor):
+    """Any other node."""
+
+    def work(self) -> int:
+        if not self.wait_for(lambda: self.meeting.head() is not None or self._over()):
+            raise WorkError(f"No head of a Ray cluster showed itself within {self.limit:.0f} s.")
+        head = self.meeting.head()
+        if head is not None and not self._over():
+            self.start_ray(None, head)
+        while not (self._over() or self.wishes.end):
+            if self.ray_ended and not self.linger(self._over):
+                raise WorkError(f"Ray ended here. {self.last_words()}")
+            time.sleep(POLL)
+        self.say("leaves: the job is over")
+        return 0
+
+    def _over(self) -> bool:
+        return self.meeting.ended() is not None
+
+    def conclude(self, code: int) -> None:
+        if self.reason:
+            self.meeting.tell_failed(self.seat.name, self.reason)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Supervise this node of the job; returns the exit code of the task."""
+    parser = argparse.ArgumentParser(prog="python -m launch.node", description="Supervise one node of a Slurm job.")
+    parser.add_argument("folder", type=Path, help=f"the job's folder, which holds {REQUEST}")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds within which all nodes must be there")
+    parser.add_argument("--tmp", type=Path, default=Path("/tmp"), help="local folder for Ray's sockets and logs")
+    asked = parser.parse_args(arguments)
+    try:
+        seat = seat_of(os.environ)
+        request = read_request(asked.folder / REQUEST)
+        kind = Head if seat.rank == 0 else Member
+        return kind(request, seat, asked.tmp, asked.limit).run()
+    except (InputError, WorkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, InputError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
