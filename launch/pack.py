@@ -52,7 +52,8 @@ class Tree:
         return path in self.files
 
     def words(self) -> str:
-        return f"{len(self.files)} files, {size_words(self.size)}, of {self.root}"
+        count = len(self.files)
+        return f"{count:,} {'file' if count == 1 else 'files'}, {size_words(self.size)}, of {self.root}"
 
 
 def tree_of(root: Path, without: Iterable[Path] = (), exclude: Iterable[str] = (), limit: int = 100 * MIB) -> Tree:
@@ -111,7 +112,9 @@ def is_secret(name: str) -> bool:
 
 
 def size_words(size: int) -> str:
-    """1.3 MB, 12 kB."""
+    """1.3 MB, 12.0 kB, 140 bytes."""
+    if size < 1000:
+        return f"{size} bytes"
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from xinv.errors import InputError, WorkError
-from xinv.parallel import secure
+from xinv.parallel import MADE, secure
 
 CONNECT, ANSWER, UPLOAD, LEARN = 10.0, 60.0, 900.0, 60.0
 """Seconds for a connection, an answer, sending a package, and for learning a dashboard's address from ray://."""
@@ -64,7 +64,8 @@ def token_of(site: RaySite) -> str | None:
     Raises:
         InputError: a file that is named does not exist, or cannot be read.
     """
-    if found := os.environ.get("RAY_AUTH_TOKEN"):
+    found = os.environ.get("RAY_AUTH_TOKEN")
+    if found and found not in MADE:
         return found.strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH") or site.token
     path = Path(named or Path.home() / ".ray" / "auth_token").expanduser()

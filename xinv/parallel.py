@@ -20,6 +20,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+MADE: set[str] = set()
+"""Tokens that this process has made, for clusters of its own."""
+
+
 class WorkerSettings(BaseModel):
     """Where the work runs. Nothing here changes a result beyond rounding, so it is no part of a stage's identity."""
 
@@ -95,8 +99,10 @@ def secure() -> None:
             "ray later, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before."
         )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        MADE.add(os.environ["RAY_AUTH_TOKEN"])
 
 
 def _attempt(action: Callable[[], Any]) -> str | None:
