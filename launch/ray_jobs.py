@@ -221,7 +221,13 @@ def status_of(found: Any) -> Status:
     told = found.message if state in (State.failed, State.lost) else None
     if state is State.pending:
         told = "Ray prepares its environment on the head node"
-    return Status(state=state, exit_code=code, detail=_last_line(told or ""))
+    return Status(state=state, exit_code=code, detail=_reason(told or ""))
+
+
+def _reason(text: str) -> str:
+    """What a job said of its end, in the last lines of its log: its first `error:`, else its last words."""
+    errors = [line.strip() for line in text.splitlines() if line.startswith("error: ")]
+    return errors[0].removeprefix("error: ") if errors else _last_line(text)
 
 
 def _last_line(text: str) -> str:
