@@ -26,6 +26,10 @@ CONNECT, ANSWER, UPLOAD, LEARN = 10.0, 60.0, 900.0, 60.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+class SilentError(InputError):
+    """Nobody answers. It may be the network, for a moment."""
+
+
 class RaySite(BaseModel):
     """Section `ray` of the site file."""
 
@@ -139,12 +143,12 @@ def _client_class(address: str, with_token: bool) -> tuple[Any, type[Exception]]
                     "holds with ray: {verify: /path/to/ca.pem} in the site file; a dashboard without TLS is http://..."
                 ) from None
             except requests.exceptions.Timeout:
-                raise InputError(
+                raise SilentError(
                     f"{address} does not answer in time. Does that host run the head of a Ray cluster, and does "
                     "no firewall stand between?"
                 ) from None
             except requests.exceptions.RequestException as error:
-                raise InputError(
+                raise SilentError(
                     f"No Ray cluster answers at {address} ({_cause(error)}). Is it up, is the address that of its "
                     "dashboard (port 8265), and does the dashboard listen for other machines (ray start --head "
                     "--dashboard-host=0.0.0.0)? See cluster/RAY.md."

@@ -17,7 +17,7 @@ from typing import Any
 from launch.execute import REQUEST_VARIABLE
 from launch.job import Job, Request, State, Status, result_of
 from launch.pack import MIB, Tree, tree_of, write_zip
-from launch.ray_client import RaySite, asked, checked_address, client
+from launch.ray_client import RaySite, SilentError, asked, checked_address, client
 from launch.ray_offer import check_room, check_versions, free_words, nodes_of
 from xinv.errors import InputError, WorkError
 from xinv.files import digest
@@ -30,6 +30,9 @@ LONGEST = 120_000
 
 SILENCE = 30.0
 """Seconds without a word of a log, after which its job is looked at."""
+
+TRIES, PAUSE = 3, 3.0
+"""How often a cluster that is silent is asked how a job is, and the seconds between."""
 
 STATES = {
     "PENDING": State.pending,
@@ -156,8 +159,8 @@ class RayJobs:
     def status(self, job: Job) -> Status:
         own = result_of(job.request.folder)
         try:
-            found = self._info(job.handle)
-        except InputError:
+            found = self._patiently(job.handle)
+        except SilentError:
             if own is not None:
                 return own
             raise
@@ -170,6 +173,15 @@ class RayJobs:
         status = status_of(found)
         # The job's own words say why; they are an earlier run's where Ray says another end.
         return own if status.state.over and own is not None and own.state == status.state else status
+
+    def _patiently(self, handle: str) -> Any:
+        """As `_info`, and a network that fails for a moment is no answer: who waits for a job for days asks often."""
+        for _ in range(TRIES - 1):
+            try:
+                return self._info(handle)
+            except SilentError:
+                time.sleep(PAUSE)
+        return self._info(handle)
 
     def _info(self, handle: str) -> Any:
         """Ray's record of a job, or None where it has none."""

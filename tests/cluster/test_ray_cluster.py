@@ -151,7 +151,7 @@ def test_an_audit_on_two_nodes(cluster: Cluster, undisturbed: tuple[dict[str, An
     job, code, status = undisturbed
     assert (code, status["state"]) == (0, "succeeded"), status
     assert len(cluster.nodes_of_ranks()) == 2
-    assert "leaks" in cluster.xinv("jobs", "logs", job["handle"]).stdout
+    assert "Report: " in cluster.xinv("jobs", "logs", job["handle"]).stdout
 
 
 def test_a_node_is_lost_in_mid_training_and_the_job_finishes(
