@@ -61,7 +61,7 @@ class RayJobs:
             if value is not None:
                 raise InputError(f"{option} means nothing on a Ray cluster, which has no queue. Leave it out.")
         tree = self._tree(request)
-        self._body(request, tree)
+        self._body(request)
         lines = [check_versions(request.versions, self._client, self.on)]
         nodes = nodes_of(asked(self._client, "/api/v0/nodes?detail=true&limit=10000"))
         lines.append(check_room(request, nodes, self.on))
@@ -74,7 +74,7 @@ class RayJobs:
     def render(self, request: Request) -> str:
         """The request that Ray's dashboard gets, and what is packed with it."""
         tree = self._tree(request)
-        body = self._body(request, tree)
+        body = self._body(request)
         package = f"zip of {tree.words()}" if tree.files else "none"
         environment = body["runtime_env"]["env_vars"]
         lines = [
@@ -98,7 +98,7 @@ class RayJobs:
         apart = (request.work.runs, *request.work.inputs)
         return tree_of(request.cwd, apart, self.site.exclude, self.site.package * MIB)
 
-    def _body(self, request: Request, tree: Tree) -> dict[str, Any]:
+    def _body(self, request: Request) -> dict[str, Any]:
         """What `submit_job` of Ray's client takes, but for the package."""
         environment = {
             **request.environment,
@@ -127,7 +127,7 @@ class RayJobs:
 
     def send(self, request: Request) -> str:
         tree = self._tree(request)
-        body = self._body(request, tree)
+        body = self._body(request)
         with tempfile.TemporaryDirectory(prefix="xinv-") as scratch:
             if tree.files:
                 package = Path(scratch) / "tree.zip"
