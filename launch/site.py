@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launch.ray_client import RaySite
 from launch.rayjob import KubernetesSite
 from launch.slurm import SlurmSite
 from xinv.mistakes import explain
@@ -20,6 +21,7 @@ class Site(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="environment variables of every job, such as NCCL_SOCKET_IFNAME: ib0"
     )
+    ray: RaySite = Field(default_factory=RaySite, description="for Ray clusters, --on http://... or ray://...")
     slurm: SlurmSite = Field(default_factory=SlurmSite, description="for --on slurm")
     kubernetes: KubernetesSite = Field(default_factory=KubernetesSite, description="for --on kubernetes")
 

@@ -20,6 +20,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+MADE: set[str] = set()
+"""Tokens that this process has made, for clusters of its own."""
+
+
 class WorkerSettings(BaseModel):
     """Where the work runs. Nothing here changes a result beyond rounding, so it is no part of a stage's identity."""
 
@@ -95,8 +99,10 @@ def secure() -> None:
             "ray later, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before."
         )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        MADE.add(os.environ["RAY_AUTH_TOKEN"])
 
 
 def _attempt(action: Callable[[], Any]) -> str | None:
@@ -331,6 +337,15 @@ class Pool(Generic[Task, Result]):
         self._actors, self._ready = {}, []
 
 
+def here() -> Any:
+    """Where Ray is to put an actor without which this process cannot go on: on its own machine. Ray would choose any,
+    and losing that one would lose the work of all."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def resources() -> dict[str, float]:
     """What the cluster has, as Ray names it: CPU, GPU, memory (bytes). Needs a connection (`connect`)."""
     import ray
@@ -365,7 +380,7 @@ class Board:
     def __init__(self) -> None:
         import ray
 
-        self._actor = ray.remote(num_cpus=0)(_Messages).remote()
+        self._actor = ray.remote(num_cpus=0, scheduling_strategy=here())(_Messages).remote()
 
     @property
     def tell(self) -> Callable[[Any], None]:

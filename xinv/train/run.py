@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from xinv.errors import InputError, Preempted, WorkError
 from xinv.files import read_json
-from xinv.parallel import WorkerSettings, connect, map_tasks, redirect
+from xinv.parallel import WorkerSettings, connect, here, map_tasks, redirect
 from xinv.progress import Progress, silent
 from xinv.train.desk import Desk
 from xinv.train.loop import SUMMARY, Events, HaltedError, Records, Summary, TrainJob, validations
@@ -134,13 +134,15 @@ class _Fitter:
     def fit(self, desk: Any, settings: WorkerSettings, folder: str, log: str) -> None:
         """Start the group and return when its ranks have ended."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from xinv.train.links import Links
 
         redirect(Path(log))
         TorchTrainer(
             _serve,
             train_loop_config={"desk": desk, "log": log, "threads": settings.cpus},
-            torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo", timeout_s=600),
+            torch_config=Links(backend="nccl" if settings.gpus else "gloo", timeout_s=600),
             scaling_config=ScalingConfig(
                 num_workers=settings.count,
                 use_gpu=bool(settings.gpus),
@@ -301,8 +303,9 @@ class TrainingGroup:
         connect(self._settings)
         import ray
 
-        self._desk = ray.remote(num_cpus=0, max_concurrency=64)(Desk).remote()
-        self._fitter = ray.remote(num_cpus=0)(_Fitter).remote()
+        # Ray Train's own actors follow the fitter: of all of the group, only ranks are on other machines.
+        self._desk = ray.remote(num_cpus=0, max_concurrency=64, scheduling_strategy=here())(Desk).remote()
+        self._fitter = ray.remote(num_cpus=0, scheduling_strategy=here())(_Fitter).remote()
         folder, log = str(self._folder.resolve()), str(self._log.resolve())
         self._fit = self._fitter.fit.remote(self._desk, self._settings, folder, log)
 
