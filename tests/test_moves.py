@@ -1,4 +1,4 @@
-"""An audit that loses machine after machine, and with each of them the disk; what is left is the storage."""
+"""Audits and searches that lose machine after machine, and with each the disk; what is left is the storage."""
 
 import json
 import os
@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from audits import audit, command, environment, scores_of
+from searches import load, search
 from storages import own_key, s3, server
 from test_kill import events, leftovers
 
+from xinv.search.record import read
 from xinv.storage import Storage, opened
+from xinv.track import read_events
 
 __all__ = ["own_key", "s3", "server"]  # fixtures
 
@@ -97,3 +100,19 @@ def test_the_next_machine_goes_on_and_ends_with_the_same_scores(tmp_path: Path, 
     assert begun(d, since) == set(), "nothing was made"
     assert (d / "demo" / "report.html").read_bytes() == (c / "demo" / "report.html").read_bytes()
     assert not leftovers() and not list(tmp_path.rglob("*.fetched"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_search_goes_on_on_another_machine(tmp_path: Path, s3: str) -> None:
+    options = ("epochs=2", "asha={grace: 1, reduction: 2}", f"storage={s3}")
+    a, b = tmp_path / "a", tmp_path / "b"
+    for machine, trials in ((a, 2), (b, 3)):
+        machine.mkdir()
+        done = search(machine, *options, f"budget.trials={trials}")
+        assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (read(load(machine, *options).folder) for machine in (a, b))
+    assert len(first.trials) == 2 and len(second.trials) == 3
+    assert second.lines[: len(first.lines)] == first.lines, "the record is the same, and goes on"
+    made = [event["stage"] for event in read_events(load(b, *options).folder) if event["kind"] == "begin"]
+    assert len(made) == len(set(made)), "images, target and releases were made once"
