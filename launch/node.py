@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from launch import ray_node
+from launch import processes, ray_node
 from launch.execute import AGAIN
 from launch.job import REQUEST, RESULT, read_request, write_result
 from launch.ports import Ports, free_ports, listens
@@ -27,7 +27,7 @@ GRACE = 15.0
 """Seconds that the work has to end when the job is cancelled: Slurm kills everything 30 s after it has asked."""
 
 STARTS = 3
-"""How often Ray's head is started, where its ports are taken between the look at them and the start."""
+"""How often Ray is started on a node: its ports may be taken between the look at them and the start; or it ends."""
 
 REPEAT = 5.0
 """Seconds after which the work is told again to save: it may not have listened yet."""
@@ -137,13 +137,27 @@ class Member(Supervisor):
             raise WorkError(f"No head of a Ray cluster showed itself within {self.limit:.0f} s.")
         head = self.meeting.head()
         if head is not None and not self._over():
-            self.start_ray(None, head)
-        while not (self._over() or self.wishes.end):
-            if self.ray_ended and not self.linger(self._over):
-                raise WorkError(f"Ray ended here. {self.last_words()}")
-            time.sleep(POLL)
+            self._serve(head)
         self.say("leaves: the job is over")
         return 0
+
+    def _serve(self, head: str) -> None:
+        """Be in the head's cluster until the job is over. Ray that ends before is started again: it gives up where it
+        has not registered within half a minute, and a busy machine may take longer; or the system has killed it.
+
+        Raises:
+            WorkError: it has ended `STARTS` times.
+        """
+        for start in range(1, STARTS + 1):
+            self.start_ray(None, head)
+            while not (self._over() or self.wishes.end or self.ray_ended):
+                time.sleep(POLL)
+            if not self.ray_ended or self.linger(self._over):
+                return
+            processes.end(self.seat.mark)
+            if start < STARTS:
+                self.say(f"Ray ended here, and is started again. {self.last_words()}")
+        raise WorkError(f"Ray ended here {STARTS} times. {self.last_words()}")
 
     def _over(self) -> bool:
         return self.meeting.ended() is not None

@@ -194,10 +194,10 @@ def alive(host: str, port: int, token: str) -> Counter[str]:
     return Counter(node["node_ip"] for node in nodes if node["state"] == "ALIVE")
 
 
-def last_words(output: Path, lines: int = 12) -> str:
+def last_lines(output: Path, lines: int = 12) -> list[str]:
     """The end of what Ray printed."""
     found = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
-    return "\n".join(found[-lines:])
+    return found[-lines:]
 
 
 def keep_logs(temporary: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from xinv.errors import WorkError
 CANCELLED = 130
 POLL = 0.2
 
-FAREWELL = 20.0
+FAREWELL = 10.0
 """Seconds that a node whose Ray has ended waits for word that the whole job has."""
 
 STALE = 600.0
@@ -133,8 +133,11 @@ class Supervisor:
         return self.ray is not None and self.ray.poll() is not None
 
     def last_words(self) -> str:
-        """What Ray said last, for a message."""
-        return f"It said:\n{ray_node.last_words(self.output)}"
+        """What Ray said last, for a message; more of it goes to the log."""
+        said = ray_node.last_lines(self.output)
+        if len(said) > 1:
+            self.say("\n".join(["Ray said:", *said]))
+        return f"It said: {said[-1]}" if said else "It said nothing."
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
         """While the job starts: until `condition` holds (True), or the limit is over (False).

@@ -70,7 +70,14 @@ class Node:
     """A supervisor that is running, of node `rank` of a job of two."""
 
     def __init__(
-        self, request: Request, parent: Path, rank: int = 0, work: str = "0", ray: str = "", there: str = ""
+        self,
+        request: Request,
+        parent: Path,
+        rank: int = 0,
+        work: str = "0",
+        ray: str = "",
+        there: str = "",
+        limit: int = 6,
     ) -> None:
         self.request = request
         self.temporary = parent / f"xr-{os.getuid()}-{JOB}-0-{rank}"
@@ -79,7 +86,7 @@ class Node:
             "XINV_NODES": "n1=127.0.0.1,n2=127.0.0.2", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         script = textwrap.dedent(SUPERVISOR).format(work=WORK, ray=RAY)
-        arguments = [str(request.folder), "--tmp", str(parent), "--limit", "6"]
+        arguments = [str(request.folder), "--tmp", str(parent), "--limit", str(limit)]
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments, there or "127.0.0.1,127.0.0.2", work, ray],
             env={**os.environ, **variables}, stdout=-1, stderr=subprocess.STDOUT, text=True,
@@ -170,10 +177,10 @@ def test_a_node_that_does_not_come_is_named(start: Callable[..., Node]) -> None:
 
 
 def test_a_node_that_cannot_join_ends_the_start_with_its_own_words(start: Callable[..., Node]) -> None:
-    head = start(there="127.0.0.1")
+    head = start(there="127.0.0.1", limit=30)
     member = start(rank=1, ray="dies")
     code, said = head.ended()
-    assert code == 1 and "n2 could not join: Ray ended here. It said:\nno such head" in said
+    assert code == 1 and "n2 could not join: Ray ended here 3 times. It said: no such head" in said
     assert member.ended()[0] == 1
 
 
@@ -185,9 +192,24 @@ def test_a_member_ends_with_the_head_and_without_a_fault(start: Callable[..., No
     assert code == 0 and "n2: leaves: the job is over" in said
 
 
+def test_ray_that_was_killed_on_a_member_is_started_again(start: Callable[..., Node]) -> None:
+    member = start(rank=1)
+    head = start(work="waits")
+    until((head.temporary / "working").exists)
+    until(lambda: len(processes.marked(member.mark)) == 2)
+    first = {process.pid for process in processes.marked(member.mark)}
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len({process.pid for process in processes.marked(member.mark)} - first) == 2)
+    head.process.send_signal(signal.SIGTERM)
+    assert head.ended()[0] == 130
+    code, said = member.ended()
+    assert code == 0 and "is started again" in said
+
+
 def test_ray_that_does_not_start_is_said(start: Callable[..., Node]) -> None:
     code, said = start(ray="dies").ended()
-    assert code == 1 and "Ray did not start. It said:\nno such head" in said
+    assert code == 1 and "Ray did not start. It said: no such head" in said
 
 
 # ------------------------------------------------------------------------------------------------- without a process

@@ -102,6 +102,13 @@ def network_up() -> None:
         _run("ip", "link", "set", _cable(node), "master", BRIDGE, "up")
         for words in (f"address add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
             _run("ip", "-n", _space(node), *words.split())
+        # It leads nowhere. Ray looks for its own address by a route to the outside, else by its host's name, which does
+        # not resolve here: each of its programs would wait ten seconds for a name server.
+        _route(node)
+
+
+def _route(node: str) -> None:
+    _run("ip", "-n", _space(node), "route", "replace", "default", "via", HOST)
 
 
 def network_down() -> None:
@@ -267,6 +274,7 @@ def heal() -> None:
     for node in NODES:
         partition(node, cut=False)
         _run("ip", "-n", _space(node), "link", "set", "eth0", "up")
+        _route(node)  # gone with the link
     deadline = time.monotonic() + 90
     while "idle" not in slurm("sinfo", "-h", "-N", "-n", "n2", "-o", "%T").stdout or "*" in slurm("sinfo", "-h").stdout:
         if time.monotonic() > deadline:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def idle() -> Iterator[dict[str, set[str]]]:
 @pytest.fixture(autouse=True)
 def nothing_left(idle: dict[str, set[str]]) -> Iterator[None]:
     """What a test leaves on the nodes makes it fail."""
+    bed.slurm("scancel", "--user=root")  # of a test that has failed
     bed.wait_idle()
     yield
     deadline = time.monotonic() + 40
@@ -54,15 +56,21 @@ def nothing_left(idle: dict[str, set[str]]) -> Iterator[None]:
     assert after == idle
 
 
+def inhabitants(node: str) -> dict[int, str]:
+    """The processes of a node, by number: their names."""
+    space, found = Path(f"/run/netns/xinv-{node}").stat().st_ino, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "ns" / "net").stat().st_ino == space:
+                found[int(folder.name)] = (folder / "comm").read_text().strip()
+    return found
+
+
 def traces() -> dict[str, set[str]]:
     """The processes, listening ports and temporary folders of both nodes."""
     processes, ports = set(), set()
     for node in bed.NODES:
-        space = Path(f"/run/netns/xinv-{node}").stat().st_ino
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (folder / "ns" / "net").stat().st_ino == space:
-                    processes.add((folder / "comm").read_text().strip() + f" {folder.name}")
+        processes |= {f"{name} {pid}" for pid, name in inhabitants(node).items()}
         listening = subprocess.run(
             ["ip", "netns", "exec", f"xinv-{node}", "ss", "-Hltn"], capture_output=True, text=True
         )
@@ -224,6 +232,21 @@ def test_cancelled_in_mid_training_leaves_nothing(user: User) -> None:
     code, status = user.status(job, wait=True)
     assert (code, status["state"]) == (130, "cancelled"), user.log(job)
     until(lambda: known(job, "JobState") == "CANCELLED", 60)
+
+
+def test_ray_that_was_killed_on_a_node_is_started_again_and_the_audit_continues(
+    user: User, undisturbed: tuple[User, dict[str, Any], int, dict[str, Any]]
+) -> None:
+    job = user.submit(*LONG)
+    in_training(user, job)
+    raylets = [pid for pid, name in inhabitants("n2").items() if name == "raylet"]
+    assert len(raylets) == 1
+    os.kill(raylets[0], signal.SIGKILL)
+    code, status = user.status(job, wait=True)
+    assert (code, status["state"]) == (0, "succeeded"), user.log(job)
+    assert "n2: Ray ended here, and is started again" in user.log(job)
+    first, job_before = undisturbed[0], undisturbed[1]
+    assert user.scores(job) == first.scores(job_before)
 
 
 def test_time_limit_saves_requeues_and_ends_with_the_same_scores(
