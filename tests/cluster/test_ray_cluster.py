@@ -113,6 +113,11 @@ def trained(job: dict[str, Any]) -> int:
     return events.read_text().count('"metrics"') if events.exists() else 0
 
 
+def finished(job: dict[str, Any]) -> int:
+    """Stages that are complete."""
+    return (Path(job["run"]) / "events.jsonl").read_text().count('"kind": "end"')
+
+
 def scores(job: dict[str, Any]) -> Any:
     found = json.loads((Path(job["run"]) / "scores.json").read_text())
     return found["rows"], found["leaks"]
@@ -130,7 +135,7 @@ def test_every_node_imports_the_code_that_was_sent(cluster: Cluster) -> None:
     backend = RayJobs(cluster.site.ray, on)
     program = f"exec python -c '{NODE_OF.strip()}' \"$RAY_ADDRESS\""
     original = backend._body
-    backend._body = lambda *given: {**original(*given), "entrypoint": program}  # type: ignore[method-assign]
+    backend._body = lambda given: {**original(given), "entrypoint": program}  # type: ignore[method-assign]
     name = backend.send(request)
     until(lambda: str(cluster.client.get_job_status(name)) in ("SUCCEEDED", "FAILED"), 180)
     said = cluster.client.get_job_logs(name)
@@ -162,6 +167,7 @@ def test_a_node_is_lost_in_mid_training_and_the_job_finishes(
         job = cluster.submit(cluster.folder / "disturbed", *LONG)
         until(lambda: trained(job) >= 2, 400)
         cluster.ray.kill("n2")
+        assert finished(job) == 1, "of its stages, the images alone are there"
     code, status = cluster.ended(job)
     assert (code, status["state"]) == (0, "succeeded"), (status, cluster.xinv("jobs", "logs", job["handle"]).stdout)
     assert scores(job) == scores(undisturbed[0])
