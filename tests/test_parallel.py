@@ -90,6 +90,12 @@ def test_too_many_workers_are_refused_with_the_arithmetic() -> None:
     parallel.connect(SETTINGS)  # the refusal left the cluster
 
 
+def test_cpus_that_are_there_are_told_from_those_that_an_audit_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4096.0, "memory": 1.0})
+    assert parallel.resources(parallel.WorkerSettings()) == {"CPU": os.cpu_count(), "memory": 1.0}
+    assert parallel.resources(parallel.WorkerSettings(address="head:6379")) == {"CPU": 4096.0, "memory": 1.0}
+
+
 def test_a_dead_address_is_given_up_within_the_limit() -> None:
     parallel.disconnect()
     try:

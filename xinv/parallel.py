@@ -331,11 +331,18 @@ class Pool(Generic[Task, Result]):
         self._actors, self._ready = {}, []
 
 
-def resources() -> dict[str, float]:
-    """What the cluster has, as Ray names it: CPU, GPU, memory (bytes). Needs a connection (`connect`)."""
+def resources(settings: WorkerSettings) -> dict[str, float]:
+    """What the cluster has, as Ray names it: CPU, GPU, memory (bytes). Needs a connection (`connect`).
+
+    A cluster that `connect` started here may count more CPUs than there are, so that an audit's ranks share them; what
+    is asked here is how many there are.
+    """
     import ray
 
-    return dict(ray.cluster_resources())
+    have = dict(ray.cluster_resources())
+    if settings.address is None:
+        have["CPU"] = min(have.get("CPU", 0), os.cpu_count() or 1)
+    return have
 
 
 def check_alive() -> None:
@@ -354,7 +361,9 @@ def check_alive() -> None:
 
 def room(cpus: int, gpus: float) -> int:
     """How many actors with so many CPUs and such a share of a GPU the cluster holds. Needs a connection (`connect`)."""
-    have = resources()
+    import ray
+
+    have = ray.cluster_resources()
     places = int(have.get("CPU", 0) // cpus)
     return min(places, int(have.get("GPU", 0)) * int(1 / gpus)) if gpus else places
 

@@ -68,7 +68,7 @@ class Retraining:
         config, settings = self.config, worker_settings(self.config, self.base.workers)
         progress(0, 1, "waiting for the training processes")
         connect(settings)
-        width = min(len(keys), room_for(config, resources(), self.memory_bytes).width)
+        width = min(len(keys), room_for(config, resources(settings), self.memory_bytes).width)
         board = Board()
         factory = functools.partial(
             _trainer, self.base, self.task, config.place.cpus, Path.cwd(), config.folder.resolve(), board.tell
