@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from audits import environment
 
-from xinv import parallel
+from xinv import parallel, pool
 from xinv.errors import InputError, WorkError
 
 SETTINGS = parallel.WorkerSettings(max_failures=1)
@@ -53,7 +53,7 @@ def work() -> Callable[[tuple[str, str]], str]:
 def test_results_come_in_the_order_of_the_tasks() -> None:
     seen: list[tuple[float, float]] = []
     tasks = [("say", f"word {number}") for number in range(20)]
-    results = parallel.map_tasks(
+    results = pool.map_tasks(
         work, tasks, settings=SETTINGS, progress=lambda done, total, note: seen.append((done, total))
     )
     assert results == [f"WORD {number}" for number in range(20)]
@@ -62,22 +62,22 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
 
 def test_a_lost_process_is_replaced_and_its_task_tried_again(tmp_path: Path) -> None:
     tasks = [("say", "a"), ("die once", str(tmp_path / "FLAG")), ("say", "b")]
-    assert parallel.map_tasks(work, tasks, settings=SETTINGS)[1] == str(tmp_path / "FLAG").upper()
+    assert pool.map_tasks(work, tasks, settings=SETTINGS)[1] == str(tmp_path / "FLAG").upper()
 
 
 def test_a_task_that_always_loses_its_process_ends_the_work() -> None:
     with pytest.raises(WorkError, match="lost its process 2 times"):
-        parallel.map_tasks(work, [("die", "x")], settings=SETTINGS)
+        pool.map_tasks(work, [("die", "x")], settings=SETTINGS)
 
 
 def test_errors_come_back_as_they_were_raised() -> None:
     with pytest.raises(InputError, match=r"^shard 3 is cut$"):
-        parallel.map_tasks(work, [("input", "shard 3 is cut")], settings=SETTINGS)
+        pool.map_tasks(work, [("input", "shard 3 is cut")], settings=SETTINGS)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        parallel.map_tasks(work, [("full", "/data/x.tar")], settings=SETTINGS)
+        pool.map_tasks(work, [("full", "/data/x.tar")], settings=SETTINGS)
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(WorkError, match="ZeroDivisionError"):
-        parallel.map_tasks(work, [("bug", "x")], settings=SETTINGS)
+        pool.map_tasks(work, [("bug", "x")], settings=SETTINGS)
 
 
 def test_too_many_workers_are_refused_with_the_arithmetic() -> None:
@@ -88,6 +88,12 @@ def test_too_many_workers_are_refused_with_the_arithmetic() -> None:
     with pytest.raises(InputError, match=rf"has {cpus:g} CPU; 1000 training processes of 3 CPU each need 3000"):
         parallel._check_size(asked)
     parallel.connect(SETTINGS)  # the refusal left the cluster
+
+
+def test_cpus_that_are_there_are_told_from_those_that_an_audit_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4096.0, "memory": 1.0})
+    assert parallel.resources(parallel.WorkerSettings()) == {"CPU": os.cpu_count(), "memory": 1.0}
+    assert parallel.resources(parallel.WorkerSettings(address="head:6379")) == {"CPU": 4096.0, "memory": 1.0}
 
 
 def test_a_dead_address_is_given_up_within_the_limit() -> None:

@@ -2,7 +2,9 @@
 
 import base64
 import html
+import itertools
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -394,8 +396,10 @@ def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "first"), [(0.002, 0.9, 0.002), (3e6, 2e9, 1e7), (0.0099, 0.0101, 0.01), (8.6e8, 1.16e9, 9e8)]
+    ("low", "high", "first"),
+    [(0.002, 0.9, 0.002), (3e6, 2e9, 1e7), (0.0099, 0.0101, 0.01), (8.6e8, 1.16e9, 9e8), (7.4e7, 1.9e8, 7.5e7)],
 )
 def test_a_logarithmic_axis_has_round_ticks_however_short(low: float, high: float, first: float) -> None:
     ticks = round_numbers(low, high)
     assert ticks[0] == pytest.approx(first, rel=0.01) and 1 <= len(ticks) <= 8 and ticks == sorted(ticks)
+    assert all(math.log(right / left) > 0.1 * math.log(high / low) for left, right in itertools.pairwise(ticks))

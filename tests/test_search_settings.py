@@ -11,6 +11,7 @@ from xinv.errors import InputError
 from xinv.overrides import dump_yaml
 from xinv.search import settings as searches
 from xinv.search.best import open_run, pareto, ranked, write_best
+from xinv.search.offer import offer
 from xinv.search.preflight import room_for
 from xinv.search.record import read
 from xinv.search.run import resolved
@@ -44,11 +45,14 @@ def test_a_shipped_search_stands_on_the_audit_of_its_name(path: Path) -> None:
         ("overrides={attack.trainings: 2}", "attack.trainings"),
         ("budget.trails=3", "budget.trails"),
         ("place={workers: 2, gpus: 0.5}", "2 workers of one trial cannot share a GPU"),
+        ("warm_start=[nowhere]", "warm_start: nowhere holds no search"),
+        ("space={prediction: none, reading: none, encoder: none}", "The space is empty"),
     ],
 )
-def test_a_wrong_search_is_one_clear_error(override: str, words: str, tmp_path: Path) -> None:
+def test_a_wrong_search_is_one_clear_error_before_any_work(override: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        searches.base_audit(load(tmp_path, override))
+        config = load(tmp_path, override)
+        offer(config, searches.base_audit(config))
     assert words in str(caught.value), caught.value
 
 

@@ -25,6 +25,8 @@ ROUND = (
     *(tuple(1.0 + step / parts for step in range(9 * parts)) for parts in (2, 4, 20)),
 )
 """First digits of the ticks of a logarithmic axis, from few to many."""
+NEAREST = 0.1
+"""Shortest way between two ticks of a logarithmic axis, of its length."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,18 @@ def _dress_log(axis: Any, values: Sequence[float], text: Callable[[float], str])
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """At least three numbers from `low` to `high`, both positive, as round as can be."""
+    """Three numbers or more from `low` to `high`, both positive, as round as can be; fewer where the way is too short.
+    No two are so close that their labels would meet."""
     found: list[float] = []
+    gap = NEAREST * math.log(high / low)
     for steps in ROUND:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        for value in (step * 10.0**decade for decade in decades for step in steps):
+            if low <= value <= high and all(abs(math.log(value / one)) > gap for one in found):
+                found.append(value)
         if len(found) >= 3:
             break
-    return found
+    return sorted(found)
 
 
 def _mark(axes: Axes, dot: Dot) -> None:

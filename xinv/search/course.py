@@ -10,7 +10,7 @@ from typing import Any
 
 from xinv.errors import InputError, WorkError
 from xinv.files import digest
-from xinv.search.record import Past, Record, State, Trial, read
+from xinv.search.record import Past, Record, State, Trial, read_earlier
 from xinv.search.settings import SearchConfig
 from xinv.search.study import Outcome, Study, Suggested, UnheldError
 from xinv.search.task import Candidate, Pricing, Space, Task
@@ -262,12 +262,8 @@ class Course:
         return [one for one in found if one[0] not in done]
 
     def _earlier(self, folder: Path) -> list[tuple[str, str, Any, dict[str, Any] | None]]:
-        past = read(folder)
-        if past.task is None:
-            raise InputError(
-                f"warm_start: {folder} holds no search. Name the run folder of one, such as runs/digits-search."
-            )
-        assert self.past.task is not None
+        past = read_earlier(folder)
+        assert past.task is not None and self.past.task is not None
         same = past.task["task"] == self.past.task["task"]
         trials = sorted((trial for trial in past.trials.values() if trial.reports), key=lambda trial: trial.score)
         held = [(trial, self._held(trial.parameters)) for trial in trials if trial.parameters is not None]

@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from xinv.parallel import WorkerSettings, map_tasks
+from xinv.parallel import WorkerSettings
+from xinv.pool import map_tasks
 from xinv.progress import clock
 from xinv.report import amounts
 from xinv.search.record import Past

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from xinv.config import AuditConfig
 from xinv.search.settings import SearchConfig, training_of
-from xinv.search.space import SearchSpace
+from xinv.search.space import SearchSpace, walk
 from xinv.search.task import Pricing, Space, Task
 
 Offer = Callable[[Task], tuple[Space, Pricing]]
@@ -14,9 +14,11 @@ Offer = Callable[[Task], tuple[Space, Pricing]]
 def offer(config: SearchConfig, base: AuditConfig) -> Offer:
     """The space that `config.space` describes around the base's own training and loss, opened later.
 
-    What it returns raises InputError where no candidate is left in the space.
+    Raises:
+        InputError: no candidate is left in the space: its values exclude each other.
     """
     training = training_of(config, base)
+    walk(config.space, bool(config.release), base.data.size)
 
     def opened(task: Task) -> tuple[Space, Pricing]:
         space = SearchSpace(config.space, training, base.attack.loss, task.shape, task.channels, task.size)

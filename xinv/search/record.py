@@ -101,6 +101,16 @@ class Past:
         self.lines.append(line)
 
 
+def read_earlier(folder: Path) -> Past:
+    """The record of a search to learn from. InputError where the folder holds none."""
+    past = read(folder)
+    if past.task is None:
+        raise InputError(
+            f"warm_start: {folder} holds no search. Name the run folder of one, such as runs/digits-search."
+        )
+    return past
+
+
 def read(folder: Path) -> Past:
     """The record in a search's run folder; an empty one where there is none.
 

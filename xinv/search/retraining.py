@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from xinv.attacks import InverterTraining, train_inverter
 from xinv.config import AuditConfig
 from xinv.errors import InputError, WorkError
-from xinv.parallel import Board, Pool, connect, resources
+from xinv.parallel import Board, connect, resources
+from xinv.pool import Pool
 from xinv.progress import Progress
 from xinv.search.preflight import room_for
 from xinv.search.settings import SearchConfig, worker_settings
@@ -68,7 +69,7 @@ class Retraining:
         config, settings = self.config, worker_settings(self.config, self.base.workers)
         progress(0, 1, "waiting for the training processes")
         connect(settings)
-        width = min(len(keys), room_for(config, resources(), self.memory_bytes).width)
+        width = min(len(keys), room_for(config, resources(settings), self.memory_bytes).width)
         board = Board()
         factory = functools.partial(
             _trainer, self.base, self.task, config.place.cpus, Path.cwd(), config.folder.resolve(), board.tell

@@ -20,7 +20,7 @@ from xinv.config import AuditConfig, bind_folder
 from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.keeping import kept_run
-from xinv.parallel import connect, disconnect, resources
+from xinv.parallel import WorkerSettings, connect, disconnect, resources
 from xinv.progress import Progress, Show, unshown
 from xinv.search.best import ranked, status, write_best
 from xinv.search.comparison import discard_stale
@@ -30,7 +30,7 @@ from xinv.search.findings import note_start, write_report
 from xinv.search.forecast import Forecast, forecast, time_first
 from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
-from xinv.search.record import Record
+from xinv.search.record import TRIALS, Record
 from xinv.search.runs import TrialRuns
 from xinv.search.settings import UNBOUND, SearchConfig, base_audit, worker_settings
 from xinv.search.task import Ground, Task
@@ -73,6 +73,8 @@ def run(
             tracker.check()
             workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
             with TrainingGroup(workers, make_private(config.folder / "ray"), log) as group:
+                if not (config.folder / TRIALS).exists():
+                    _check_place(config, workers, screen)
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
             record = Record(config.folder)
             try:
@@ -88,6 +90,15 @@ def run(
 def resolved(config: SearchConfig, base: AuditConfig) -> dict[str, Any]:
     """The search with its base in it, every default and override resolved; `load` reads it."""
     return config.model_dump(mode="json") | {"base": base.model_dump(mode="json"), "overrides": []}
+
+
+def _check_place(config: SearchConfig, workers: WorkerSettings, screen: Screen) -> None:
+    """InputError where not even the smallest trial has room: said here, not after the base's target was trained."""
+    with screen("Machines") as progress:
+        progress(0, 1, "connecting")
+        connect(workers)
+        room = room_for(config, resources(workers), 0)
+        progress(1, 1, f"room for {room.width} trial{'s' if room.width > 1 else ''} at once")
 
 
 def _trials(
@@ -144,7 +155,7 @@ def _prepared(
     workers, space, price, past = worker_settings(config, base.workers), course.space, course.price, course.past
     connect(workers)
     presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
-    room = room_for(config, resources(), max(presets, default=0))
+    room = room_for(config, resources(workers), max(presets, default=0))
     progress(0, 1, "looking at the machine")
     known = any(trial.reports for trial in past.trials.values())
     timed = None if known else time_first(config, course.task, space, price, workers)

@@ -14,6 +14,7 @@ from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
 from xinv.search.comparison import FinalSettings
+from xinv.search.record import read_earlier
 from xinv.storage import StorageUrl
 from xinv.train.settings import TrainingSettings
 
@@ -171,7 +172,8 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
     """The base as an audit of the search's own name. `source` names the search in messages.
 
     Raises:
-        InputError: the base is no valid audit, or does not release what the search attacks.
+        InputError: the base is no valid audit, or does not release what the search attacks; a search to start from
+            is none.
     """
     assert isinstance(config.base, dict), "load() has read it"
     changes = config.overrides
@@ -184,6 +186,8 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
                 f"{source}: release names {method!r}, and the base releases {', '.join(base.release.methods)}. "
                 "Choose among these, or add it: overrides={release.methods: [...]}."
             )
+    for folder in config.warm_start:
+        read_earlier(folder)  # here already, before the base is trained
     if config.final:
         config.final.check(base.attack, source)
     training_of(config, base)

@@ -30,6 +30,26 @@ class Candidate(BaseModel):
     loss: LossSettings
 
 
+def walk(settings: SpaceSettings, maps: bool, size: int) -> Walk:
+    """The walk along the axes of structure.
+
+    Args:
+        maps: whether the release has explanations.
+
+    Raises:
+        InputError: it leads nowhere: the values exclude each other.
+    """
+    found = Walk({axis.name: getattr(settings, axis.name) for axis in STRUCTURE}, maps)
+    if not found.allowed({}):
+        reads = "explanations" if maps else "predictions alone"
+        raise InputError(
+            f"The space is empty: no inverter of {reads} at {size} px can be made of its values, which exclude "
+            "each other. Give more values to prediction, reading, encoder, fusion, blocks, upsampling, bottleneck "
+            "or smallest."
+        )
+    return found
+
+
 class SearchSpace:
     """The candidates for one release.
 
@@ -53,15 +73,7 @@ class SearchSpace:
     ) -> None:
         self.settings, self.training, self.loss = settings, training, loss
         self.release, self.channels, self.size = release, channels, size
-        choices = {axis.name: getattr(settings, axis.name) for axis in STRUCTURE}
-        self._walk = Walk(choices, bool(release.maps))
-        if not self._walk.allowed({}):
-            reads = "explanations" if release.maps else "predictions alone"
-            raise InputError(
-                f"The space is empty: no inverter of {reads} at {size} px can be made of its values, which exclude "
-                "each other. Give more values to prediction, reading, encoder, fusion, blocks, upsampling, bottleneck "
-                "or smallest."
-            )
+        self._walk = walk(settings, bool(release.maps), size)
 
     def propose(self, trial: Any) -> Candidate:
         """The candidate that an object with optuna's `suggest_categorical` and `suggest_float` chooses."""

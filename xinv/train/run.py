@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from xinv.errors import InputError, Preempted, WorkError
 from xinv.files import read_json
-from xinv.parallel import WorkerSettings, connect, here, map_tasks, redirect
+from xinv.parallel import WorkerSettings, connect, here, redirect
+from xinv.pool import map_tasks
 from xinv.progress import Progress, silent
 from xinv.train.desk import Desk
 from xinv.train.loop import SUMMARY, Events, HaltedError, Records, Summary, TrainJob, validations

@@ -23,7 +23,8 @@ from xinv import audit
 from xinv.audit import Stop
 from xinv.config import AuditConfig
 from xinv.errors import InputError, WorkError
-from xinv.parallel import Board, Pool, WorkerSettings, connect, room
+from xinv.parallel import Board, WorkerSettings, connect, room
+from xinv.pool import Pool
 from xinv.progress import Progress, silent
 from xinv.stage import MARK
 from xinv.track import Tracker
