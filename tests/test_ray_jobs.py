@@ -292,6 +292,10 @@ def test_an_audit_runs_to_its_end_on_the_code_that_was_sent(user: User) -> None:
 
 @pytest.mark.slow
 def test_the_address_of_rays_own_client_leads_to_the_dashboard(head: Head, user: User) -> None:
-    plan = user.xinv("plan", str(DEMO), f"runs={user.folder / 'runs'}", "--on", head.client)
+    for _ in range(4):  # on a busy machine Ray's client server may hang as it forks
+        plan = user.xinv("plan", str(DEMO), f"runs={user.folder / 'runs'}", "--on", head.client)
+        if plan.returncode == 0:
+            break
+        assert "Name the dashboard itself: --on http://127.0.0.1:8265." in plan.stderr
     assert plan.returncode == 0, plan.stderr
     assert "room for 2 training processes" in plan.stdout
