@@ -20,9 +20,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from launch.job import CONFIG, REQUEST, RESULT, Request, read_request, write_result
-from launch.machines import check_every_machine, check_this_machine
+from launch.machines import check_every_machine, check_this_machine, enter
 from xinv.errors import InputError, Preempted
-from xinv.files import make_private, write_atomic
+from xinv.files import write_atomic
 from xinv.overrides import dump_yaml
 from xinv.provenance import versions
 
@@ -79,9 +79,9 @@ def _run(request: Request, address: str | None) -> tuple[int, str]:
     from xinv.cli import outcome
 
     def prepared() -> list[str]:
-        check_this_machine(request)
-        make_private(request.folder)
+        enter(request)
         (request.folder / RESULT).unlink(missing_ok=True)
+        check_this_machine(request)
         write_atomic(request.folder / CONFIG, dump_yaml(request.work.tree))
         for name, version in versions().items():
             if request.versions.get(name, version) != version:

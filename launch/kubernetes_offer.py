@@ -74,8 +74,8 @@ def _claims(request: Request, site: KubernetesSite, api: Api) -> list[str]:
 
 def _secrets(site: KubernetesSite, api: Api) -> list[str]:
     lines = []
-    token = [site.token_secret] if site.token_secret else []
-    for name in dict.fromkeys([*site.pull_secrets, *site.secrets, *token]):
+    single = [name for name in (site.token_secret, site.storage_key) if name]
+    for name in dict.fromkeys([*site.pull_secrets, *site.secrets, *single]):
         found = api.secret(name)
         if found is None:
             raise InputError(

@@ -15,16 +15,19 @@ LIMIT = 120.0
 """Seconds within which every machine of a cluster must have answered."""
 
 
-def check_this_machine(request: Request) -> None:
-    """Go to the job's working directory, and look for what the work reads.
+def enter(request: Request) -> None:
+    """Go to the job's working directory, and make the job's own folder. InputError where the first is not here."""
+    if not request.cwd.exists():
+        raise InputError(_unseen([str(request.cwd)], "this machine", request))
+    os.chdir(request.cwd)
+    make_private(request.folder)
 
-    Raises:
-        InputError: the directory, or a file that the configuration names, is not on this machine.
-    """
+
+def check_this_machine(request: Request) -> None:
+    """Look for what the work reads. InputError where a file that the configuration names is not on this machine."""
     lacking = missing(request.cwd, request.work.inputs)
     if lacking:
         raise InputError(_unseen(lacking, "this machine", request))
-    os.chdir(request.cwd)
 
 
 def missing(cwd: Path, inputs: tuple[Path, ...], probe: Path | None = None) -> list[str]:

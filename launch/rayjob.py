@@ -19,6 +19,7 @@ from launch.job import Request
 from launch.work import GIB
 from xinv.errors import InputError
 from xinv.files import digest
+from xinv.storage import check_nodes
 
 ANNOTATION = "xinv/request"
 """Says which request a RayJob was made from: a second submission of the same one is recognised by it."""
@@ -87,6 +88,9 @@ class KubernetesSite(BaseModel):
     )
     secrets: tuple[str, ...] = Field(
         (), description="Secrets that become environment: WANDB_API_KEY, cloud credentials"
+    )
+    storage_key: str | None = Field(
+        None, description="Secret (key storage.key) with the key that signs what `storage` keeps; docs/storage.md"
     )
     user: int | None = Field(None, ge=1, description="user id in the pods, where storage wants one; null: the image's")
     groups: tuple[int, ...] = Field((), description="group ids beside the image's own")
@@ -215,18 +219,20 @@ class Mount(NamedTuple):
 def _storage(request: Request, site: KubernetesSite) -> list[Mount]:
     """Mounts such that the pods see what the job reads and writes.
 
-    InputError where something lies on none of them, unless the runs are mirrored to an object store.
+    InputError where something lies on none of them; runs need none where an object store keeps them and there is one
+    pod.
     """
     claims = list(dict.fromkeys(volume.claim for volume in site.volumes))
     mounts = [
         Mount(f"claim-{claims.index(one.claim)}", one.claim, one.path or request.cwd, one.sub_path, one.read_only)
         for one in site.volumes
     ]
-    if mirrored(request):
+    if request.work.storage is not None:
         # The object store is what lasts; in the pod these only need to be there.
         for path in (request.cwd, request.work.runs):
             if not _within(path, [mount.path for mount in mounts]):
                 mounts.append(Mount(f"scratch-{len(mounts)}", None, path))
+                check_nodes(request.work.storage, path, request.shape.nodes + site.head_apart, shared=False)
     seen = [*(mount.path for mount in mounts), *site.in_image]
     unseen = [path for path in (request.cwd, *request.work.inputs) if not _within(path, seen)]
     if not _within(request.work.runs, [mount.path for mount in mounts if not mount.read_only]):
@@ -238,13 +244,6 @@ def _storage(request: Request, site: KubernetesSite) -> list[Mount]:
             "/WHERE/YOU/SEE/IT}]}), or list folders that the image holds in kubernetes.in_image."
         )
     return mounts
-
-
-def mirrored(request: Request) -> bool:
-    """Whether the work keeps its runs in an object store."""
-    tree = request.work.tree
-    base = tree.get("base")
-    return bool(tree.get("storage") or (isinstance(base, dict) and base.get("storage")))
 
 
 def _within(path: Path, folders: Iterable[Path]) -> bool:

@@ -16,6 +16,7 @@ def request(
     tree: dict[str, Any] | None = None,
     inputs: tuple[str, ...] = (),
     home: Path = Path("/shared/me"),
+    storage: str | None = None,
     **more: Any,
 ) -> Request:
     """The demo, submitted from a shared home."""
@@ -30,6 +31,7 @@ def request(
         cpus=1,
         gpus=1 if gpus else 0,
         inputs=tuple(map(Path, inputs)),
+        storage=storage,
     )
     return Request(
         handle="demo-012345",

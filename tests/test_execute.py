@@ -30,9 +30,10 @@ def request_here(tmp_path: Path) -> Request:
 
 def test_what_the_configuration_reads_is_looked_for_where_it_runs(request_here: Request, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
+    request_here.work.runs.parent.mkdir(exist_ok=True)
     work = request_here.work.model_copy(update={"inputs": (gone,)})
-    write_request(request_here.model_copy(update={"work": work}))
-    ended = execute(request_here, str(request_here.folder))
+    text = request_here.model_copy(update={"work": work}).model_dump_json()
+    ended = execute(request_here, **{REQUEST_VARIABLE: text})
     assert ended.returncode == 2 and f"{gone} is not on this machine" in ended.stderr
     assert "Traceback" not in ended.stderr
     result = result_of(request_here.folder)

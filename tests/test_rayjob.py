@@ -55,7 +55,7 @@ CASES = {
     "apart": (request(nodes=3, cpus=4, memory=32 * GIB), site(head_apart=True, user=1000)),
     "staged": (GPU, site(**STAGED)),
     "partition": (request(partition="other"), site(queue="team")),
-    "mirrored": (request(tree={"storage": "s3://bucket/runs"}), site(volumes=())),
+    "mirrored": (request(storage="s3://bucket/runs"), site(volumes=(), storage_key="xinv-key")),
 }
 
 
@@ -195,7 +195,9 @@ def test_the_fingerprint_changes_with_the_request_alone() -> None:
         (request(inputs=("/data/faces",)), site(), "/data/faces"),
         (request(), site(volumes=[{"claim": "home", "path": "/shared", "read_only": True}]), "write"),
         (request(memory=6 * GIB), site(shared_memory=4), "8 GiB or more"),
-        (request(tree={"storage": "s3://b/r"}, inputs=("/data/faces",)), site(volumes=()), "/data/faces"),
+        (request(storage="s3://b/r", inputs=("/data/faces",)), site(volumes=()), "/data/faces"),
+        (request(nodes=2, storage="s3://b/r"), site(volumes=()), "do not see one /shared/me"),
+        (request(storage="s3://b/r"), site(volumes=(), head_apart=True), "The 2 machines of this job"),
         (request(partition="q"), site(remove_seconds=60), "remove_seconds"),
         (request(tree={"name": "x" * 140_000}), site(), "characters"),
     ],
@@ -220,7 +222,12 @@ def test_runs_that_are_mirrored_need_no_claim() -> None:
     (head,) = pods(parsed(manifest(*CASES["mirrored"])))
     volumes = {volume["name"]: volume for volume in head["volumes"]}
     assert volumes["scratch-0"]["emptyDir"] == {}
-    assert [mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]] == ["/dev/shm", "/shared/me"]
+    assert [mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]] == [
+        "/dev/shm",
+        "/etc/xinv",
+        "/shared/me",
+    ]
+    assert volumes["storage-key"]["secret"] == {"secretName": "xinv-key", "defaultMode": 0o440}
 
 
 def test_the_template_is_package_data() -> None:
