@@ -40,12 +40,21 @@ class Head(Supervisor):
         (self.request.folder / RESULT).unlink(missing_ok=True)
         write_atomic(self.meeting.token, secrets.token_hex(32))
         self.meeting.token.chmod(0o600)
-        ports = self._start_head()
-        self._await_nodes(ports)
-        address = f"{self.seat.address}:{ports.gcs}"
+        address = self._cluster()
         self.say(f"Ray at {address} has its {len(self.seat.addresses)} nodes after {self.spent():.0f} s")
         line = [sys.executable, "-u", "-m", "launch.execute", str(self.request.folder), "--address", address]
         return self._follow(ray_node.start(line, self.environment(address)))
+
+    def _cluster(self) -> str:
+        """Start Ray and wait for all nodes; returns the address of the cluster."""
+        for start in range(1, STARTS + 1):
+            ports = self._start_head()
+            if self._await_nodes(ports):
+                return f"{self.seat.address}:{ports.gcs}"
+            processes.end(self.seat.mark)
+            if start < STARTS:
+                self.say(f"Ray ended again, and is started once more. {self.last_words()}")
+        raise WorkError(f"Ray ended {STARTS} times before all nodes were there. {self.last_words()}")
 
     def _start_head(self) -> Ports:
         """Ray's head, on ports that nobody else has. Should another take one just then, on the next ones."""
@@ -71,8 +80,12 @@ class Head(Supervisor):
             self.meeting.tell_head(address)
         return there
 
-    def _await_nodes(self, ports: Ports) -> None:
-        """WorkError, with their names and what they said, where not all nodes are there in time."""
+    def _await_nodes(self, ports: Ports) -> bool:
+        """Wait for all nodes; False where Ray has ended meanwhile.
+
+        Raises:
+            WorkError: not all nodes are there in time; with their names and what they said.
+        """
         token = self.meeting.token.read_text()
         wanted, seen = Counter(self.seat.addresses.values()), Counter[str]()
 
@@ -82,10 +95,8 @@ class Head(Supervisor):
             return seen >= wanted or bool(self.meeting.failed()) or self.ray_ended
 
         self.wait_for(settled)
-        if seen >= wanted:
-            return
-        if self.ray_ended:
-            raise WorkError(f"Ray ended again. {self.last_words()}")
+        if seen >= wanted or self.ray_ended:
+            return not self.ray_ended
         if failed := self.meeting.failed():
             raise WorkError("; ".join(f"{name} could not join: {reason}" for name, reason in failed.items()))
         late = [f"{name} ({address})" for name, address in self.seat.addresses.items() if not seen[address]]
@@ -135,24 +146,26 @@ class Member(Supervisor):
     def work(self) -> int:
         if not self.wait_for(lambda: self.meeting.head() is not None or self._over()):
             raise WorkError(f"No head of a Ray cluster showed itself within {self.limit:.0f} s.")
-        head = self.meeting.head()
-        if head is not None and not self._over():
-            self._serve(head)
+        if not self._over():
+            self._serve()
         self.say("leaves: the job is over")
         return 0
 
-    def _serve(self, head: str) -> None:
+    def _serve(self) -> None:
         """Be in the head's cluster until the job is over. Ray that ends before is started again: it gives up where it
-        has not registered within half a minute, and a busy machine may take longer; or the system has killed it.
+        has not registered within half a minute, and a busy machine may take longer; or the system has killed it. Also
+        where the head has started another cluster.
 
         Raises:
             WorkError: it has ended `STARTS` times.
         """
         for start in range(1, STARTS + 1):
+            head = self.meeting.head()
+            assert head is not None, "waited for before"
             self.start_ray(None, head)
-            while not (self._over() or self.wishes.end or self.ray_ended):
+            while not (self._over() or self.wishes.end or self.ray_ended or self.meeting.head() != head):
                 time.sleep(POLL)
-            if not self.ray_ended or self.linger(self._over):
+            if self.meeting.head() == head and (not self.ray_ended or self.linger(self._over)):
                 return
             processes.end(self.seat.mark)
             if start < STARTS:

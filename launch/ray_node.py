@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,6 +25,8 @@ from xinv.errors import WorkError
 MIB = 2**20
 OBJECT_STORE = 1024 * MIB
 """Bytes for Ray's objects at most: xinv passes files by their paths, and only small values through Ray."""
+
+START_HOOK = "launch.ray_node.without_client_server"
 
 SOCKET_LIMIT, LONGEST_SOCKET = 107, len("/session_2026-01-01_00-00-00_000000_0000000/sockets/dash_MetricsHead")
 """Bytes that the path of a unix socket may have, and what Ray puts behind its temporary folder."""
@@ -108,6 +111,7 @@ def environment(request: Request, seat: Seat, token: Path, temporary: Path, head
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_START_HOOK": START_HOOK,
         # Workers keep the directory and the devices that they are given.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -139,17 +143,26 @@ def command(
     where = ["--head", "--include-dashboard=true"] if ports else [f"--address={address}"]
     if ports:
         where += [f"--port={ports.gcs}", f"--dashboard-host={seat.address}", f"--dashboard-port={ports.dashboard}"]
-        where += [f"--ray-client-server-port={ports.client}"]
+        where += [f"--ray-client-server-port={ports.client}"]  # taken back by START_HOOK
     offers = [f"--num-cpus={request.shape.cpus}", f"--num-gpus={request.shape.gpus}"]
     if memory is not None:
         store = max(80 * MIB, min(OBJECT_STORE, memory * 3 // 10))
         offers += [f"--memory={max(MIB, memory - store)}", f"--object-store-memory={store}"]
     return [
-        str(Path(sys.executable).with_name("ray")), "start", "--block", *where, f"--node-ip-address={seat.address}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where, f"--node-ip-address={seat.address}",
         f"--node-name={seat.name}", "--node-manager-port=0", "--object-manager-port=0", "--min-worker-port=0",
         "--max-worker-port=0", "--dashboard-agent-listen-port=0", "--disable-usage-stats", *offers,
         f"--temp-dir={temporary}", "--log-style=record", "--log-color=false",
     ]  # fmt: skip
+
+
+def without_client_server(parameters: Any, head: bool) -> None:
+    """Called by `ray start` with what it has read from its command line (RAY_START_HOOK).
+
+    A head starts a server for ray:// clients, which no option turns off. Nobody uses it here, and it takes the head
+    with it where a busy machine makes it late.
+    """
+    parameters.ray_client_server_port = None
 
 
 def memory_of(request: Request, variables: Mapping[str, str]) -> int | None:

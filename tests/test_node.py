@@ -28,6 +28,12 @@ RAY = """
 import os, signal, socket, subprocess, sys, time
 os.kill(os.getpid(), signal.SIGUSR1)  # a Ray that hears this signal would end by it
 if "dies" in sys.argv[1]: sys.exit("no such head")
+once = os.environ["TMPDIR"] + "/once"
+if "once" in sys.argv[1] and not os.path.exists(once):
+    open(once, "w").close()
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[2])))
+    time.sleep(1)
+    sys.exit("too late")
 subprocess.Popen(["sleep", "600"], start_new_session=True)
 if (port := int(sys.argv[2])):
     listener = socket.socket()
@@ -190,6 +196,13 @@ def test_a_member_ends_with_the_head_and_without_a_fault(start: Callable[..., No
     assert head.ended()[0] == 1
     code, said = member.ended()
     assert code == 0 and "n2: leaves: the job is over" in said
+
+
+def test_a_head_that_ends_again_is_started_once_more(start: Callable[..., Node]) -> None:
+    head = start(ray="once", there="unseen", limit=4)
+    code, said = head.ended()
+    assert code == 1 and "Ray ended again, and is started once more. It said: too late" in said
+    assert "did not join" in said, "the second one stayed"
 
 
 def test_ray_that_was_killed_on_a_member_is_started_again(start: Callable[..., Node]) -> None:
