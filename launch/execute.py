@@ -111,6 +111,7 @@ class _Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def _end(self, number: int, frame: FrameType | None) -> Any:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send more than one; cleaning up is under way
         raise KeyboardInterrupt
 
     def _save(self, number: int, frame: FrameType | None) -> Any:
