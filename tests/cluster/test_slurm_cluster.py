@@ -25,8 +25,8 @@ from audits import DEMO, SMALL  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LONG = ("target.training.epochs=120", "name=long")
-"""So many that a job can be caught in mid-training."""
+LONG = ("target.training.epochs=300", "name=long")
+"""So many that a job can be caught in mid-training, also by a time limit: Slurm counts minutes, and looks twice in one."""
 
 SITE = {"start_limit": 120, "signal_before": 40}
 
