@@ -26,7 +26,7 @@ from audits import DEMO, SMALL  # noqa: E402
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 LONG = ("target.training.epochs=300", "name=long")
-"""So many that a job can be caught in mid-training, also by a time limit: Slurm counts minutes, and looks twice in one."""
+"""So many that a job can be caught in mid-training, also by a time limit, which Slurm counts in minutes."""
 
 SITE = {"start_limit": 120, "signal_before": 40}
 
