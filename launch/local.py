@@ -16,9 +16,6 @@ from xinv.errors import InputError, WorkError
 GRACE = 60.0
 """Seconds that a cancelled job has to end by itself."""
 
-MARK = "XINV_JOB"
-"""In the environment of a job's processes: its handle."""
-
 
 class Local:
     """The backend."""
@@ -51,11 +48,8 @@ class Local:
 
     def render(self, request: Request) -> str:
         """The command, and the environment that is set for it."""
-        lines = [f"{name}={value} \\" for name, value in self._environment(request).items()]
+        lines = [f"{name}={value} \\" for name, value in request.environment.items()]
         return "\n".join([*lines, " ".join(self._command(request))])
-
-    def _environment(self, request: Request) -> dict[str, str]:
-        return {**request.environment, MARK: request.handle}
 
     def _command(self, request: Request) -> list[str]:
         return [request.python, "-m", "launch.execute", str(request.folder)]
@@ -71,7 +65,7 @@ class Local:
                 stdout=log,
                 stderr=log,
                 cwd=request.cwd,
-                env={**os.environ, **self._environment(request)},
+                env={**os.environ, **request.environment},
                 start_new_session=True,
             )
         return _name(psutil.Process(process.pid))

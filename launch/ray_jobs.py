@@ -21,6 +21,7 @@ from launch.ray_client import RaySite, SilentError, asked, checked_address, clie
 from launch.ray_offer import check_room, check_versions, free_words, nodes_of
 from xinv.errors import InputError, WorkError
 from xinv.files import digest
+from xinv.parallel import IN_WORKERS
 
 STOP = 60
 """Seconds that a cancelled job has to end by itself; Ray's own choice, 3, is too short for that."""
@@ -102,9 +103,7 @@ class RayJobs:
         """What `submit_job` of Ray's client takes, but for the package."""
         environment = {
             **request.environment,
-            # Relative paths of the configuration start at the job's directory, which the driver goes to by itself.
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            **IN_WORKERS,
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP),
             REQUEST_VARIABLE: json.dumps(request.model_dump(mode="json"), indent=1),
         }

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launch.job import Request
 from launch.ports import Ports
 from launch.processes import MARK, READABLE
 from xinv.errors import WorkError
+from xinv.interface import interface_of
+from xinv.parallel import IN_WORKERS
 
 MIB = 2**20
 OBJECT_STORE = 1024 * MIB
@@ -112,9 +112,7 @@ def environment(request: Request, seat: Seat, token: Path, temporary: Path, head
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_START_HOOK": START_HOOK,
-        # Workers keep the directory and the devices that they are given.
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **IN_WORKERS,
     }
 
 
@@ -127,10 +125,7 @@ def _interface(head: str) -> str | None:
         except OSError:
             return None
         own = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.split("%")[0] == own for one in addresses):
-            return name
-    return None
+    return interface_of(own)
 
 
 def command(

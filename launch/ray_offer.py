@@ -5,7 +5,7 @@ from typing import Any
 
 from launch.job import Request
 from launch.ray_client import asked
-from launch.work import GIB, WORKERS
+from launch.work import GIB
 from xinv.errors import InputError
 
 
@@ -43,12 +43,8 @@ class Group:
 
 def group_of(request: Request) -> Group:
     """From the settings that the job's shape leads to, or that the command line gave."""
-    section = next(name for name in WORKERS[request.work.verb] if name.endswith("workers"))
-    own: Any = request.work.tree
-    for part in section.split("."):
-        own = own[part]
-    placed = dict(setting.split("=", 1) for setting in request.work.placed(request.shape))
-    return Group(**{name: int(placed.get(f"{section}.{name}", own[name])) for name in ("count", "cpus", "gpus")})
+    found = request.work.workers(request.shape)
+    return Group(found.count, found.cpus, found.gpus)
 
 
 def nodes_of(answer: dict[str, Any]) -> list[Node]:

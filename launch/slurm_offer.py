@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.limit import seconds_in
 from launch.work import Shape
 from xinv.errors import InputError
 from xinv.progress import clock
@@ -91,15 +92,6 @@ def partitions_of(text: str) -> list[Partition]:
         for line in text.splitlines()
         if "PartitionName" in (found := fields(line))
     ]
-
-
-def seconds_in(text: str) -> int | None:
-    """Seconds of a time as Slurm prints it ([days-]hours:minutes:seconds); None for UNLIMITED, NONE and the like."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return days * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 def chosen(partitions: Sequence[Partition], name: str | None) -> Partition:

@@ -80,6 +80,16 @@ class Work(BaseModel):
         return Shape(cpus=self.processes * self.cpus, gpus=int(-(-self.processes * self.gpus // 1)))
 
     def workers(self, shape: Shape, address: str | None = None) -> WorkerSettings:
+        """The processes of the work in a job of `shape`, those settings heeded that the command line named. As
+        `_filling`."""
+        section = next(name for name in WORKERS[self.verb] if name.endswith("workers"))
+        own: Any = self.tree
+        for part in section.split("."):
+            own = own[part]
+        named = {name: own[name] for name in ("count", "cpus", "gpus") if f"{section}.{name}" in self.given}
+        return self._filling(shape, address).model_copy(update=named)
+
+    def _filling(self, shape: Shape, address: str | None) -> WorkerSettings:
         """The processes that fill `shape`: one a GPU, or where there are none, one for each `cpus` cores.
 
         Args:
@@ -100,8 +110,9 @@ class Work(BaseModel):
         return WorkerSettings(address=address, count=shape.nodes * a_node, cpus=cpus, gpus=int(gpu))
 
     def placed(self, shape: Shape, address: str | None = None) -> list[str]:
-        """Settings that make the work fill `shape`, but for those that the command line named. As `workers`."""
-        group = self.workers(shape, address)
+        """Settings that make the work fill `shape`, but for those that the command line named. As
+        `_filling`."""
+        group = self._filling(shape, address)
         fitting: dict[str, Any] = {}
         for section in WORKERS[self.verb]:
             fitting |= {f"{section}.cpus": group.cpus, f"{section}.gpus": group.gpus}

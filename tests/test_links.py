@@ -12,7 +12,8 @@ from xinv import parallel
 
 parallel.secure()
 
-from xinv.train.links import choose_interface, interface_of  # noqa: E402
+from xinv.interface import interface_of  # noqa: E402
+from xinv.train.links import choose_interface  # noqa: E402
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from launch.slurm_offer import Partition, Wanted, chosen, compare, fields, nodes_of, partitions_of, seconds_in
+from launch.limit import seconds_in
+from launch.slurm_offer import Partition, Wanted, chosen, compare, fields, nodes_of, partitions_of
 from launch.work import GIB, Shape
 from xinv.errors import InputError
 

@@ -50,6 +50,12 @@ def test_an_audit_fills_its_room(shape: Shape, expected: dict[str, int]) -> None
     }
 
 
+def test_the_processes_that_a_cluster_must_hold_are_those_that_the_command_line_named() -> None:
+    work = work_of(Verb.audit, DEMO, ("workers.count=2",))
+    assert work.workers(Shape(nodes=4, cpus=8)).count == 2
+    assert work_of(Verb.audit, DEMO, ()).workers(Shape(nodes=4, cpus=8)).count == 32
+
+
 def test_the_snapshot_of_an_audit_is_what_the_file_said_when_it_was_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(DEMO.read_text())

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xinv.errors import InputError, WorkError
 
+IN_WORKERS = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Environment of Ray's processes: workers keep the directory of the driver, so that relative paths of a configuration
+mean the same everywhere, and the devices that they are given."""
+
 MADE: set[str] = set()
 """Tokens that this process has made, for clusters of its own."""
 
@@ -47,9 +51,8 @@ def connect(settings: WorkerSettings) -> None:
     if is_connected():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers keep the directory of the driver: relative paths of a config mean the same everywhere.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in IN_WORKERS.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if settings.address is None:
         secure()

@@ -9,9 +9,10 @@ Ray Train makes the process group before any code of ours runs in the ranks, so 
 import os
 from typing import Any
 
-import psutil
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+
+from xinv.interface import interface_of
 
 
 class Links(TorchConfig):
@@ -39,11 +40,3 @@ def choose_interface() -> None:
         return
     for variable, value in (("GLOO_SOCKET_IFNAME", found), ("NCCL_SOCKET_IFNAME", f"={found}")):
         os.environ[variable] = os.environ.get(variable) or value
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that has an address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in addresses):
-            return name.partition(":")[0]  # an alias is the interface that it is one of
-    return None
