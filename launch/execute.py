@@ -98,26 +98,50 @@ def _run(request: Request, address: str | None) -> tuple[int, str]:
 
 
 class _Signals:
-    """The signals that a scheduler sends become the two interruptions that the work knows."""
+    """The signals that a scheduler sends become the two interruptions that the work knows.
+
+    An exception that is raised from a signal can be lost: code written in C (an extension that is being imported, a
+    destructor) prints it as ignored and goes on. So it is raised again until it is seen to be on its way.
+    """
+
+    AGAIN_AFTER = 1.0
+    """Seconds."""
 
     def __init__(self) -> None:
+        self.asked: type[KeyboardInterrupt] | None = None
         self.preempted = False
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGUSR1, self._save)
+        signal.signal(signal.SIGALRM, self._again)
 
     def ignore(self) -> None:
         """The work is over, and its end is being written down."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
 
     def _end(self, number: int, frame: FrameType | None) -> Any:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send more than one; cleaning up is under way
-        raise KeyboardInterrupt
+        if self.asked is not KeyboardInterrupt:  # schedulers send more than one; cleaning up is under way
+            self._interrupt(KeyboardInterrupt)
 
     def _save(self, number: int, frame: FrameType | None) -> Any:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.preempted = True
-        raise Preempted
+        if self.asked is None:
+            self.preempted = True
+            self._interrupt(Preempted)
+
+    def _interrupt(self, kind: type[KeyboardInterrupt]) -> None:
+        self.asked = kind
+        signal.setitimer(signal.ITIMER_REAL, self.AGAIN_AFTER, self.AGAIN_AFTER)
+        raise kind
+
+    def _again(self, number: int, frame: FrameType | None) -> Any:
+        error = sys.exception()
+        while error is not None:
+            if isinstance(error, KeyboardInterrupt):
+                return  # it is being handled: this code runs within its `finally` and `except` blocks
+            error = error.__context__
+        assert self.asked is not None
+        raise self.asked
 
 
 if __name__ == "__main__":

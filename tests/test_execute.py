@@ -63,6 +63,42 @@ def test_other_versions_are_told(request_here: Request) -> None:
     assert "and 0.0.1 where the job was submitted" in ended.stdout
 
 
+LOSES_AN_EXCEPTION = """
+import os, signal, time
+from launch.execute import _Signals
+from xinv.errors import Preempted
+
+class Loses:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(0.01)
+
+_Signals.AGAIN_AFTER = 0.05
+signals = _Signals()
+try:
+    Loses()  # an exception in a destructor goes nowhere
+    try:
+        time.sleep(60)
+    finally:
+        with open(os.devnull) as clean:
+            for _ in range(20):
+                time.sleep(0.02)
+        print("cleaned up")
+except KeyboardInterrupt as error:
+    print(type(error).__name__, signals.preempted)
+"""
+
+
+@pytest.mark.parametrize(("number", "said"), [("SIGTERM", "KeyboardInterrupt False"), ("SIGUSR1", "Preempted True")])
+def test_a_signal_whose_exception_is_lost_comes_again_and_lets_cleaning_up_finish(number: str, said: str) -> None:
+    script = LOSES_AN_EXCEPTION.format(number=number)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=50
+    )
+    assert ended.stdout.split("\n") == ["cleaned up", said, ""], ended.stderr
+    assert "Exception ignored in" in ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_that_makes_room_saves_in_mid_training_and_continues_to_the_same_scores(tmp_path: Path) -> None:
