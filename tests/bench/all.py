@@ -21,7 +21,7 @@ from xinv.provenance import machine, versions
 
 HERE = Path(__file__).parent
 PROGRAMS = tuple(
-    sorted(path.stem for path in HERE.glob("*.py") if "report(" in path.read_text() and path != HERE / "figures.py")
+    sorted(path.stem for path in HERE.glob("*.py") if "\nfrom figures import Figure, report" in path.read_text())
 )
 
 
@@ -64,8 +64,8 @@ def main() -> int:
                     }
                 )
     head = ["# What tests/bench measured", "", "Written by `make bench`; every ratio is of two sides in one run."]
-    known = {**machine(), **versions()}
-    head += ["", ", ".join(f"{name} {value}" for name, value in known.items()) + ".", ""]
+    stack = ", ".join(f"{name} {version}" for name, version in versions().items())
+    head += ["", f"{machine()}. {stack}.", ""]
     (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + _shown(parts))
     for program in failed:
         print(f"failed: {program}", file=sys.stderr)
