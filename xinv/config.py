@@ -15,6 +15,7 @@ from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
 from xinv.mistakes import explain
 from xinv.nets.classifier import ClassifierSettings
+from xinv.nets.growth import check_growth
 from xinv.nets.inverter import PRESETS, InverterDesign
 from xinv.nets.quotient import METHODS as QUOTIENT_METHODS
 from xinv.overrides import apply, dump_yaml, load_yaml
@@ -103,6 +104,18 @@ class SurrogateSettings(ClassifierPart):
     )
 
 
+class ProgressiveSettings(BaseModel):
+    """Progressive resolution: an inverter learns small images first, and grows with them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sizes: tuple[int, ...] = Field(
+        min_length=1,
+        description="image sizes in px before the audit's own, ascending: of those that halving it leads to",
+    )
+    epochs: int = Field(ge=1, description="epochs at each of these sizes; the audit's own takes training.epochs")
+
+
 class AttackSettings(BaseModel):
     """What is attacked with what. Every inverter is trained on every release, the baseline on predictions alone."""
 
@@ -138,6 +151,12 @@ class AttackSettings(BaseModel):
         default_factory=LossSettings,
         description="what all of them learn by, recipes aside; whatever it is, the weights of the lowest validation "
         "MSE are kept",
+    )
+    progressive: ProgressiveSettings | None = Field(
+        None,
+        description="train inverters on smaller images first and let them grow; their designs need schedule=resolution "
+        "(pyramid, with the baseline pyramid_prediction_only). The surrogate attack does not. null: on the audit's "
+        "images alone",
     )
     images: int | None = Field(
         None, ge=2, description="how many of the attacker's images to train on, its validation part aside; null: all"
@@ -272,6 +291,10 @@ class AuditConfig(BaseModel):
         if "quotient" in self.attack.closed_forms:
             self._quotient_has_both()
         self._recipes_fit()
+        if self.attack.progressive is not None:
+            sizes = (*self.attack.progressive.sizes, self.data.size)
+            for name in dict.fromkeys((self.attack.baseline, *self.attack.inverters)):
+                check_growth(name, self.attack.design(name), sizes)
         people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
         if people and self.data.split.disjoint != "identity":
             raise ValueError(
