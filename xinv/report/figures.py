@@ -1,5 +1,5 @@
-"""Pictures of the report, each a `data:` URI, so that the page loads nothing from anywhere. Large ones are reduced in it,
-and kept beside it in full size (`Beside`).
+"""Pictures of the report, each a `data:` URI, so that the page loads nothing from anywhere. Large ones are reduced
+there, and kept beside the page in full size (`Beside`).
 
 Axes: H height, W width, C channels, M maps of one explanation.
 """
