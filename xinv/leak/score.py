@@ -155,9 +155,7 @@ class Scorer:
         """(batch, position of its first victim) -> image_BCHW, asked for in index order; `facts` are for the result."""
         if attack.control == "mean_image":
             reader = Reader(self._images, "attack", limit=self._known_images)
-            mean_CHW = mean_image(
-                (batch.image_BCHW, batch.weight_B) for batch in reader.once(self._size)
-            )
+            mean_CHW = mean_image((batch.image_BCHW, batch.weight_B) for batch in reader.once(self._size))
             return lambda batch, position: mean_CHW.to(self._device).expand(len(batch.key), -1, -1, -1)
         if attack.control == "nearest_neighbour":
             found = self._nearest(attack)
