@@ -65,7 +65,7 @@ def test_a_config_for_the_users_pictures_reads_them_and_its_networks_fit(tmp_pat
         method.check(target, (data.channels, data.size, data.size))
     _, maps = explain_all(methods, target, torch.rand(1, data.channels, data.size, data.size), config.release.classes)
     shapes = [(released.shape[1], released.shape[2], released.shape[3]) for released in maps.values()]
-    with FakeTensorMode():  # shapes without numbers: the paper's Flatten branch alone has 101 M weights at 256 px
+    with FakeTensorMode():  # shapes without numbers: the Flatten branch alone has 50 M weights at 256 px
         for design in config.attack.inverters:
             for shape in shapes:
                 release = ReleaseShape(2, (shape,))
