@@ -26,8 +26,9 @@ from PIL import Image
 
 from xinv.answers import answers, check_attributes
 from xinv.attacks import inverters, surrogate_attacks
+from xinv.binding import bind
 from xinv.closed_forms import closed_forms
-from xinv.config import AuditConfig, ClassifierPart, bind, dump
+from xinv.config import AuditConfig, ClassifierPart, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
 from xinv.data.shards import Index

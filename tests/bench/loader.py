@@ -38,7 +38,7 @@ from xinv.train.weights import InverterSpec
 CLASSES = 10
 METHODS = ("gradient", "grad_cam")
 IMAGES = {32: 2048, 64: 1024, 128: 512, 256: 96, 512: 48, 1024: 16}
-BATCH = {32: 128, 64: 64, 128: 32, 256: 8, 512: 4, 1024: 2}
+BATCH = {32: 128, 64: 64, 128: 16, 256: 4, 512: 2, 1024: 1}
 
 
 def make_set(folder: Path, size: int, count: int, shard: int) -> None:
@@ -199,7 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     found = [figure for size in options.sizes for figure in measured(size, options.rounds)]
-    report("Reading shards (tests/bench/loader.py)", found)
+    report("Reading shards", found)
 
 
 if __name__ == "__main__":

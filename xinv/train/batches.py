@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from xinv.data.loader import Batch, floated
 from xinv.errors import InputError
@@ -64,3 +65,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         attribute_BA=None if attribute_BA is None else attribute_BA.to(device, non_blocking=True),
     )
     return floated(moved)
+
+
+def shrunk(batch: Batch, size: int) -> Batch:
+    """`batch` with images of `size` px a side, each pixel the mean of those that it stands for: what a network that
+    grows with its images is taught. Maps stay as they were released."""
+    if batch.image_BCHW.shape[2] == size:
+        return batch
+    return replace(batch, image_BCHW=F.adaptive_avg_pool2d(batch.image_BCHW, size))

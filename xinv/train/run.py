@@ -128,6 +128,18 @@ def _is_lost_peer(error: Exception) -> bool:
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Why Ray ended the training processes, in a line."""
+    text = str(error).strip()
+    if "out of memory" in text.lower() or "OutOfMemory" in type(error).__name__:
+        return (
+            "a machine's memory was full, and Ray ended one of them. Lower micro_batch or workers.count, or leave the "
+            "machine to this work alone; `xinv plan` says what each training takes."
+        )
+    lines = text.splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 class _Fitter:
     """An actor that makes Ray Train's blocking call. Not a thread of the audit: Ray ends a process in which some thread
     still waits for it after `ray.shutdown`, and a blocked thread cannot be stopped. An actor can be killed."""
@@ -326,8 +338,7 @@ class TrainingGroup:
         try:
             ray.get(self._fit)
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            return lines[-1] if lines else type(error).__name__
+            return reason_of(error)
         return "the group was closed."
 
     def close(self, patience: float = 30) -> None:
