@@ -55,20 +55,19 @@ class Decoders:
             out = empty_arrays(request)
             fill(request, out)
             return out
-        decoder = self._free.get()
-        if decoder is None:
-            decoder = _Decoder()
-            self._all.append(decoder)
-        alive = None
+        decoder, kept = self._free.get(), None
         try:
+            if decoder is None:
+                decoder = _Decoder()
+                self._all.append(decoder)
             answer = decoder.ask(request)
-            alive = decoder
+            kept = decoder
             return answer
         except (InputError, OSError):
-            alive = decoder
+            kept = decoder  # it lives, and has said why it could not
             raise
         finally:
-            self._free.put(alive)
+            self._free.put(kept)  # None, where it died: another one is started in its place
 
 
 class _Decoder:
@@ -96,6 +95,8 @@ class _Decoder:
             answer = json.loads(text)
             if answer is None:
                 _, descriptors, _, _ = socket.recv_fds(self.link, 1, 1)
+                if not descriptors:
+                    raise EOFError
                 return _mapped(descriptors[0], request)
         except (EOFError, ConnectionError):
             raise self._lost() from None
