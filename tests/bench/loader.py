@@ -165,6 +165,7 @@ def measured(size: int, rounds: int) -> list[Figure]:
     floor = best["tar"] + best["decode"]
     sides = f"tar {1e3 * best['tar'] / count:.2f} + decode {1e3 * best['decode'] / count:.2f} ms an image"
     goal = {32: ">= 3", 256: ">= 1.5"}.get(size, "")
+    share = 100 * packed / (count * 3 * size**2)
     spread = max(max(found) / min(found) for found in times.values())
     return [
         Figure(
@@ -179,7 +180,7 @@ def measured(size: int, rounds: int) -> list[Figure]:
             best["first"] / floor,
             "x",
             "<= 1.5",
-            f"{1e3 * best['first'] / count:.2f} ms against {sides}; PNG {100 * packed / (count * 3 * size**2):.0f} % of its pixels",
+            f"{1e3 * best['first'] / count:.2f} ms against {sides}; PNG {share:.0f} % of its pixels",
         ),
         Figure(
             f"{size} px: later epochs against the same",
