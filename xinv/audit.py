@@ -168,7 +168,8 @@ class Audit:
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, int]:
-            index = build_images(data, seed, folder, progress)
+            light = functools.partial(self.group.run_tasks, light=True)
+            index = build_images(data, seed, folder, progress, light)
             return {partition: index.samples(partition) for partition in index.partitions}
 
         return self.stage("images", "Images", identity, work)

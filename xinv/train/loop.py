@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from xinv.data.lessons import Lessons
-from xinv.data.loader import Batch, Reader
+from xinv.data.loader import Batch, Reader, floated
 from xinv.errors import WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.nets.growth import grow
@@ -175,6 +175,8 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
         "seed": job.seed,
         "window": settings.shuffle_window,
         "memory_bytes": settings.memory_mib << 20,
+        "decoders": settings.decoders,
+        "as_stored": True,
         "limit": job.limit if partition == job.partition else None,
     }
     if job.lessons is not None:
@@ -330,7 +332,7 @@ def _acquaint(network: Any, data: Reader | Lessons, batch_size: int) -> None:
     sums: dict[str, Tensor] = {}
     level_C = torch.zeros((), dtype=torch.float64)
     count = 0
-    for batch in data.once(batch_size):
+    for batch in map(floated, data.once(batch_size)):
         count += len(batch.key)
         level_C = level_C + batch.image_BCHW.double().mean((2, 3)).sum(0)
         for name, map_BMHW in batch.maps.items():

@@ -292,12 +292,20 @@ class TrainingGroup:
                     return
 
     def run_tasks(
-        self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
+        self,
+        factory: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        progress: Progress = silent,
+        light: bool = False,
     ) -> list[Result]:
-        """`parallel.map_tasks` on the same workers."""
-        if self._settings.gpus:
+        """`pool.map_tasks` on the same workers."""
+        settings = self._settings
+        connect(settings)
+        if light:
+            settings = settings.model_copy(update={"cpus": 1, "gpus": 0})
+        elif settings.gpus:
             self.close()  # it holds the GPUs that the tasks need
-        return map_tasks(factory, tasks, settings=self._settings, log=self._log, progress=progress)
+        return map_tasks(factory, tasks, settings=settings, log=self._log, progress=progress)
 
     def _check(self, outcome: dict[str, Any]) -> None:
         """Raise what the training raised."""
