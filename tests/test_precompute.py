@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path
     for size in (1, 64):
         out = tmp_path / f"out{size}"
         explainer = Explainer(target, tiny_images, out, ReleaseSettings(methods=methods, batch_size=size), load)
-        maps.append(explainer._explained(("victim", 0))[0])
+        maps.append(list(explainer._explained(("victim", 0), Counter(), {})))
     for one, other in zip(*maps, strict=True):
         for name in methods:
             np.testing.assert_allclose(one[f"{name}.npy"], other[f"{name}.npy"], rtol=1e-3, atol=1e-6)

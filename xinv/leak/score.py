@@ -3,7 +3,6 @@
 Axes: B images, C channels, H rows, W columns, K classes, M map channels, N all victims.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
 from xinv.data.shards import Index
+from xinv.data.window import window
 from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
 from xinv.leak.controls import mean_image, other_image, partners
 from xinv.leak.evaluators import Panel, Sitting
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-WINDOW_VALUES = 1 << 24
+SCORED_VALUES = 1 << 24
 """Values of the images reconstructed at once, at most: 5 of 1024 px in colour. A network's activations take tens of
 times as much, and so do the filters of SSIM."""
 
@@ -76,8 +76,9 @@ class Scorer:
         self._panel = Panel(folders, load_classifier, self._device, labels, settings.false_accept_rate)
         if folders and index.made_by.get("disjoint") == "identity":
             known = Reader(images, "gallery")
-            self._panel.enrol(known.once(window(settings.batch_size, known.image_shape)))
-        self._size = window(settings.batch_size, self._victims(()).image_shape)
+            self._panel.enrol(known.once(window(settings.batch_size, known.image_shape, SCORED_VALUES)))
+        # Two at least, and no single one left over: "another image" needs a second.
+        self._size = max(2, window(settings.batch_size, self._victims(()).image_shape, SCORED_VALUES))
         self._shown = self._choose()
 
     def __call__(self, attack: Attack) -> dict[str, Any]:
@@ -255,11 +256,6 @@ def _released(batch: Batch) -> list[Tensor]:
     """The prediction and the maps, each (B, channels, ...)."""
     assert batch.prediction_BK is not None
     return [batch.prediction_BK, *batch.maps.values()]
-
-
-def window(asked: int, shape: tuple[int, ...]) -> int:
-    """How many images of this shape to reconstruct at once: `asked`, fewer where they are large, 2 at least."""
-    return max(2, min(asked, WINDOW_VALUES // math.prod(shape)))
 
 
 def chunk(images: int, size: int) -> int:

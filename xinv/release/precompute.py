@@ -7,7 +7,7 @@ Axes in tensor names: B batch, C image channels, M map channels, H height, W wid
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ import xinv
 from xinv.data.entries import Entry, RunTasks, Task, finished_entries, finished_entry, remove_entries
 from xinv.data.fields import FieldSchema, schema_of
 from xinv.data.shards import INDEX_NAME, Index, read_shard, shard_path, write_shard
+from xinv.data.window import window
 from xinv.errors import InputError, WorkError
 from xinv.files import digest, make_private, sha256_of
 from xinv.progress import Progress, counted, silent
@@ -38,6 +39,9 @@ TARGET = ("network.json", "weights.safetensors")
 """The files that are the target: what its digest is made of."""
 
 PREDICTION = "prediction.npy"
+EXPLAINED_VALUES = 1 << 22
+"""Values of the images explained at once, at most: one of 1024 px in colour. LRP keeps every layer's output twice."""
+
 NAMED = 3  # how many samples an error message names
 
 Load = Callable[[Path], nn.Module]
@@ -60,7 +64,7 @@ class ReleaseSettings(BaseModel):
     format: FormatSettings = Field(
         default_factory=FormatSettings, description="What becomes of the maps before they are released."
     )
-    batch_size: int = Field(64, ge=1, description="Images explained at once.")
+    batch_size: int = Field(64, ge=1, description="Images explained at once, at most; fewer where they are large.")
     max_nonfinite: int = Field(
         0,
         ge=0,
@@ -117,26 +121,29 @@ class Explainer:
         found = finished_entry(ReleaseEntry, self.out, task, self.made_by, samples)
         if found is not None:
             return found.model_dump(mode="json")
-        released, nonfinite = self._explained(task)
-        shard = write_shard(shard_path(self.out, partition, number), released)
+        nonfinite: Counter[str] = Counter()
+        fields: dict[str, FieldSchema] = {}
+        shard = write_shard(shard_path(self.out, partition, number), self._explained(task, nonfinite, fields))
         entry = ReleaseEntry(
             made_by=self.made_by,
             shard=shard,
-            fields=schema_of(released[0], self.units),
+            fields=fields,
             nonfinite=dict(nonfinite),
             bytes_per_image=self.bytes_per_image,
         )
         entry.save(self.out, task)
         return entry.model_dump(mode="json")
 
-    def _explained(self, task: Task) -> tuple[list[dict[str, Any]], Counter[str]]:
-        """The release of every image of one shard, and the count of values that had to be replaced."""
+    def _explained(
+        self, task: Task, nonfinite: Counter[str], schema: dict[str, FieldSchema]
+    ) -> Iterator[dict[str, Any]]:
+        """The release of every image of one shard, a batch in memory at a time. Fills in the count of values that had
+        to be replaced and the schema of a sample. WorkError after the last one where the count is too high."""
         samples = read_shard(self.images, self.index, *task, fields=("png",))
-        released: list[dict[str, Any]] = []
-        nonfinite: Counter[str] = Counter()
         where: dict[str, list[str]] = {}
-        for start in range(0, len(samples), self.settings.batch_size):
-            batch = samples[start : start + self.settings.batch_size]
+        size = window(self.settings.batch_size, self.index.fields["png"].shape, EXPLAINED_VALUES)
+        for start in range(0, len(samples), size):
+            batch = samples[start : start + size]
             keys = [sample["__key__"] for sample in batch]
             fields = {}
             for name, values in self._computed(np.stack([sample["png"] for sample in batch])).items():
@@ -146,12 +153,12 @@ class Explainer:
                     where.setdefault(name, []).extend(key for key, bad in zip(keys, bad_B, strict=True) if bad)
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 fields[f"{name}.npy"] = self._formatted(name, values)
-            released += [
-                {"__key__": key} | {name: values[row] for name, values in fields.items()}
-                for row, key in enumerate(keys)
-            ]
+            for row, key in enumerate(keys):
+                sample = {"__key__": key} | {name: values[row] for name, values in fields.items()}
+                if not schema:
+                    schema.update(schema_of(sample, self.units))
+                yield sample
         self._check_finite(task, nonfinite, where)
-        return released, nonfinite
 
     def _computed(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """The prediction (B, K) and the maps (B, M, h, w) of a batch, float32."""
