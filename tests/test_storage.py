@@ -25,7 +25,7 @@ from xinv.storage import KEPT, MARKER, Storage, check, check_nodes, opened
 __all__ = ["own_key", "s3", "server"]  # fixtures
 
 IDENTITY = {"size": 32}
-CONTENT = {"index.json": b"{}", "victim/000000.tar": b"a" * 3000, "victim/000001.tar": b"b" * 2000}
+CONTENT = {"network.json": b"{}", "weights/0.safetensors": b"a" * 3000, "weights/1.safetensors": b"b" * 2000}
 
 
 class PowerCutError(BaseException):
@@ -186,7 +186,7 @@ def test_without_a_storage_nothing_is_written_elsewhere(tmp_path: Path) -> None:
 
 def forge_file(kept: Storage, name: str) -> None:
     """Other bytes, as many, under the same name."""
-    path = next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith("000000.tar"))
+    path = next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith("/0.safetensors"))
     kept._files.pipe_file(path, b"x" * len(kept._files.cat_file(path)))
 
 
@@ -194,7 +194,7 @@ def forge_list(kept: Storage, name: str) -> None:
     """A list that names other hashes, its signature left as it was."""
     path = f"{kept._root}/{name}/{KEPT}"
     found = json.loads(kept._files.cat_file(path))
-    found["files"]["victim/000000.tar"][1] = "0" * 64
+    found["files"]["weights/0.safetensors"][1] = "0" * 64
     kept._files.pipe_file(path, json.dumps(found).encode())
 
 
@@ -208,7 +208,7 @@ def forge_signature(kept: Storage, name: str) -> None:
 
 def transplant(kept: Storage, name: str) -> None:
     """A folder that was truly signed, under the name of another."""
-    kept.put("stages/another", {"index.json": key_path()})
+    kept.put("stages/another", {"network.json": key_path()})
     for path in kept._files.find(f"{kept._root}/stages/another"):
         kept._files.pipe_file(path.replace("stages/another", name), kept._files.cat_file(path))
 
@@ -220,7 +220,9 @@ def spoil(kept: Storage, name: str) -> None:
 
 def lose(kept: Storage, name: str) -> None:
     """One file is gone."""
-    kept._files.rm_file(next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith(".tar")))
+    kept._files.rm_file(
+        next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith(".safetensors"))
+    )
 
 
 @pytest.mark.parametrize("forge", [forge_file, forge_list, forge_signature, transplant, spoil, lose])

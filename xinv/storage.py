@@ -181,11 +181,22 @@ def opened(url: str | None) -> "Storage | None":
     if url is None:
         return None
     check(url)
+    storage = Storage(url)
+    storage.begin()
+    return storage
+
+
+@functools.cache
+def reading(url: str) -> "Storage":
+    """The storage at `url` for `fetch` alone, which needs no key and asks nothing beforehand. Once a process."""
     return Storage(url)
 
 
 class Storage:
     """Folders kept below a URL that `check` has passed."""
+
+    id: str
+    _secret: bytes
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -193,10 +204,13 @@ class Storage:
         self._local = local_path(url) is not None
         self._hashes: dict[tuple[int, int, int, int], str] = {}
         self._absent: dict[str, float] = {}
-        self.id, self._secret = self._begin()
+        self._failed: dict[str, tuple[float, WorkError]] = {}
 
-    def _begin(self) -> tuple[str, bytes]:
-        """(id of the storage, key); a storage that is new gets its id."""
+    def begin(self) -> None:
+        """Find out its id and the key; a storage that is new gets its id. InputError as `opened`."""
+        self.id, self._secret = self._begun()
+
+    def _begun(self) -> tuple[str, bytes]:
         try:
             found = json.loads(self._again("read", lambda: self._files.cat_file(f"{self._root}/{MARKER}")))
             ident, begun_with = str(found["id"]), str(found["key"])
@@ -269,9 +283,12 @@ class Storage:
             self._remove([path for path in there if path not in wanted])
         return signed
 
-    def get(self, name: str, folder: Path) -> dict[str, Any] | None:
+    def get(self, name: str, folder: Path, later: str | None = None) -> dict[str, Any] | None:
         """Fetch what is kept under `name` into `folder`, which is made anew; its kept.json, or None where nothing is
         kept that this key has signed, or a file is not what was signed.
+
+        Args:
+            later: end of the names of files that are left for `fetch`; here it is only seen that they are there.
 
         Raises:
             WorkError: the storage did not give it, however often it was tried. OSError: the disk here.
@@ -284,17 +301,14 @@ class Storage:
         for parent in {(folder / path).parent for path in found["files"]}:
             make_private(parent)
 
+        left = {path for path in found["files"] if later is not None and path.endswith(later)}
+        there = self._sizes(name) if left else {}
+
         def fetch(path: str) -> bool:
             size, sha256 = found["files"][path]
-            key, file = self._address(name, path, sha256), folder / path
-            try:
-                self._again("read", lambda: self._files.get_file(key, str(file)))
-            except FileNotFoundError:
-                return False
-            if file.stat().st_size == size and sha256_of_file(file) == sha256:
-                return True
-            self._remove([key])  # or the next upload would take it for its own
-            return False
+            if path in left:
+                return there.get(self._address(name, path, sha256)) == size
+            return self.fetch(name, path, size, sha256, folder / path)
 
         sound = dict(zip(found["files"], _each(fetch, found["files"]), strict=True))
         damaged = [path for path, is_sound in sound.items() if not is_sound]
@@ -304,6 +318,31 @@ class Storage:
         self._absent[name] = time.monotonic()
         rmtree(folder)
         return None
+
+    def fetch(self, name: str, path: str, size: int, sha256: str, file: Path) -> bool:
+        """Fetch one file of what is kept under `name` into `file`, where it is kept with this size and hash. (One of
+        other bytes is removed there: the next upload would take it for its own.)
+
+        Raises:
+            WorkError: the storage does not answer, however often it was tried, or is gone. OSError: the disk here.
+        """
+        key = self._address(name, path, sha256)
+        failed, error = self._failed.get(key, (-ABSENT, None))
+        if error is not None and time.monotonic() - failed < ABSENT:
+            raise error  # several threads want one file: those that waited do not begin again
+        try:
+            self._again("read", lambda: self._files.get_file(key, str(file)))
+        except FileNotFoundError:
+            if self._again("read", lambda: self._files.exists(f"{self._root}/{MARKER}")):
+                return False
+            raise WorkError(f"storage {self.url} is gone: there is no {MARKER} any more.") from None
+        except WorkError as failure:
+            self._failed[key] = time.monotonic(), failure
+            raise
+        if file.stat().st_size == size and sha256_of_file(file) == sha256:
+            return True
+        self._remove([key])
+        return False
 
     def drop(self, name: str) -> None:
         """Forget what is kept under `name`."""
