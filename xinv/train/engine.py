@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xinv.errors import InputError
 from xinv.extension import before_loading
+from xinv.nets.recompute import recompute
 from xinv.train.settings import TrainingSettings
 
 
@@ -87,6 +88,7 @@ class Engine:
         micro = min(share, settings.micro_batch or share)
         self.accumulation = -(-share // micro)
         dtype = self._dtype(settings)
+        recompute(network, settings.recompute)
         # ZeRO-3 frees and re-creates weights; DeepSpeed can only broadcast contiguous ones (no channels_last here).
         for parameter in network.parameters():
             parameter.data = parameter.data.contiguous()

@@ -37,6 +37,11 @@ class TrainingSettings(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients, 3 weights"
     )
+    recompute: bool = Field(
+        False,
+        description="work activations out again in backward, level by level, in place of keeping them: a third more "
+        "arithmetic for much less memory",
+    )
     validate_every: int = Field(1, ge=1, description="epochs between validations; each is followed by a checkpoint")
     checkpoint_steps: int = Field(
         0, ge=0, description="further checkpoints every so many steps, for long epochs (0: none)"
