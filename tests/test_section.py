@@ -74,13 +74,14 @@ def test_what_deepspeed_is_told(tmp_path: Path) -> None:
             "zero_optimization": {"reduce_bucket_size": 7, "offload_optimizer": {"pin_memory": False}},
         },
     )
-    told = deepspeed_section(settings, 4, 2, 1000)
+    told = deepspeed_section(settings, 4, 2, [10, 1000, 200])
     assert told["wall_clock_breakdown"] is True and told["checkpoint"] == {"parallel_write": {"pipeline_stage": True}}
     assert (told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (4, 2)
     assert told["gradient_clipping"] == 0.5
     zero = told["zero_optimization"]
     assert (zero["stage"], zero["reduce_bucket_size"]) == (3, 7)
     assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert deepspeed_section(TrainingSettings(), 4, 2, [10, 200])["zero_optimization"]["reduce_bucket_size"] == 210
     assert zero["offload_param"] == {"device": "nvme", "nvme_path": str(tmp_path), "buffer_size": 1000}
 
 

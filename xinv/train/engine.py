@@ -120,8 +120,15 @@ class Engine:
         module = _Autocast(network.to(self.device), self.device.type, dtype)
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(trainable, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
-        section = deepspeed_section(settings, micro, self.accumulation, max(part.numel() for part in trainable))
+        # Fused: one pass over memory in place of a dozen, on the CPU several times faster.
+        optimizer = kind(
+            trainable,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        section = deepspeed_section(settings, micro, self.accumulation, [part.numel() for part in trainable])
         try:
             if settings.offload_weights == "nvme":
                 _check_disk(settings)
@@ -133,6 +140,9 @@ class Engine:
             )
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             raise InputError(f"DeepSpeed refuses the training settings: {error}") from error
+        if settings.zero_stage == 0 and world == 1:
+            # DeepSpeed would copy all gradients into one buffer and back, to reduce them over one rank.
+            self._engine.enable_backward_allreduce = False
         if settings.compile:
             self._engine.compile()
         self.network = network

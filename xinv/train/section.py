@@ -4,7 +4,7 @@ No torch and no DeepSpeed in here, so that reading a config costs nothing. What 
 (a key that it does not know, a value out of range) comes when the engine starts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,19 +75,21 @@ def contradiction(settings: "TrainingSettings") -> str | None:
     return None
 
 
-def deepspeed_section(settings: "TrainingSettings", micro: int, accumulation: int, largest: int) -> dict[str, Any]:
+def deepspeed_section(
+    settings: "TrainingSettings", micro: int, accumulation: int, sizes: Sequence[int]
+) -> dict[str, Any]:
     """What DeepSpeed is configured with: the user's section, and ours over it.
 
     Args:
         settings: checked by `contradiction`.
         micro, accumulation: images a rank takes at once, and how often for one step.
-        largest: elements of the largest tensor of weights.
+        sizes: elements of each tensor of weights.
     """
     given = dict(settings.deepspeed.get("zero_optimization", {}))
     zero: dict[str, Any] = {
         # DeepSpeed's defaults suit language models: buffers of 2 GB, and no partitioning of weights under 100,000
         # elements, which would leave nearly every convolution replicated at stage 3.
-        "reduce_bucket_size": 50_000_000,
+        "reduce_bucket_size": min(50_000_000, sum(sizes)),
         "stage3_param_persistence_threshold": 1_000,
         **given,
         "stage": settings.zero_stage,
@@ -98,7 +100,7 @@ def deepspeed_section(settings: "TrainingSettings", micro: int, accumulation: in
             zero[key] = {**given.get(key, {}), "device": device}
             if device == "nvme":
                 # DeepSpeed's buffers would be 2 GB of locked memory, however small the network.
-                zero[key] = {"buffer_size": largest, **zero[key], "nvme_path": str(settings.nvme)}
+                zero[key] = {"buffer_size": max(sizes), **zero[key], "nvme_path": str(settings.nvme)}
     return {
         **settings.deepspeed,
         "train_micro_batch_size_per_gpu": micro,
