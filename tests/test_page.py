@@ -455,6 +455,25 @@ def test_colour_pictures_and_the_same_bytes_twice(scores: dict[str, Any], pictur
     assert render(scores, pictures) == first
 
 
+def test_large_pictures_lie_beside_the_page_in_full_size(scores: dict[str, Any], pictures: Path) -> None:
+    random = np.random.default_rng(0)
+    big, small = random.integers(0, 256, (2, 300, 300, 3)).astype(np.uint8), np.zeros((2, 256, 256, 3), np.uint8)
+    lrp = np.ones((2, 1, 300, 300), np.float32)
+    cam = np.ones((2, 1, 8, 8), np.float32)
+    maps = {"map:gradient": cam, "map:lrp_zplus": lrp}
+    np.savez(pictures, key=np.array(["a/1", "b"]), original=big, **maps, **{"reconstruction:lrp": big[::-1]})
+    page, beside = render(scores, pictures), pictures.with_name("pictures")
+    links = re.findall(r'<a href="(pictures/[^"]+)">', page)
+    assert sorted(links) == sorted(f"pictures/{path.name}" for path in beside.iterdir())
+    assert len(links) == 6, "originals, LRP maps and reconstructions; an 8-px map is in the page as it is"
+    assert np.array_equal(np.asarray(Image.open(beside / "original-a-1.png")), big[0])
+    assert np.array_equal(np.asarray(Image.open(beside / "lrp-b.png")), big[0])
+    assert beside.stat().st_mode & 0o777 == 0o700
+    assert "Pictures are reduced here" in page
+    np.savez(pictures, key=np.array(["a", "b"]), original=small)
+    assert "pictures/" not in render(scores, pictures) and not beside.exists()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report in")
 def test_a_browser_shows_it(scores: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
     render(among_people(judged_twice(modern(scores)), ("", ":cnn")), pictures)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pickle
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from test_formats import EVERY
 from torch import Tensor
 
+from xinv.data.entries import entry_path
 from xinv.data.loader import Reader
 from xinv.data.shards import Index, read_shard, shard_path, verify
 from xinv.errors import InputError, WorkError
@@ -28,7 +31,6 @@ from xinv.release.precompute import (
     Explainer,
     ReleaseSettings,
     all_tasks,
-    entry_path,
     finish,
     precompute,
 )
@@ -234,14 +236,15 @@ def test_a_worker_does_not_remake_a_finished_shard(tiny_images: Path, target: Pa
         finish(tiny_images, target, tmp_path / "out", SETTINGS)
 
 
-def test_progress_counts_shards_with_those_already_there(tiny_images: Path, target: Path, tmp_path: Path) -> None:
+def test_progress_counts_images_with_those_already_there(tiny_images: Path, target: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         make(tiny_images, target, out, tasks=Tasks(2))
-    seen: list[tuple[float, float]] = []
-    make(tiny_images, target, out, progress=lambda done, total, note: seen.append((done, total)))
-    total = len(all_tasks(Index.load(tiny_images)))
-    assert seen == [(done, total) for done in range(3, total + 1)]
+    seen: list[tuple[float, float, str]] = []
+    make(tiny_images, target, out, progress=lambda *told: seen.append(told))
+    # attack has shards of 5, 5, 5, 5, 3, attack_validation of 5, 1, victim of 5, 5, 1
+    assert [(done, total) for done, total, _ in seen] == [(done, 40) for done in (15, 20, 23, 28, 29, 34, 39, 40)]
+    assert all(re.fullmatch(rf"{done} images, [\d.,]+ a second", note) for done, _, note in seen[1:])
 
 
 def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path, tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path
     for size in (1, 64):
         out = tmp_path / f"out{size}"
         explainer = Explainer(target, tiny_images, out, ReleaseSettings(methods=methods, batch_size=size), load)
-        maps.append(explainer._explained(("victim", 0))[0])
+        maps.append(list(explainer._explained(("victim", 0), Counter(), {})))
     for one, other in zip(*maps, strict=True):
         for name in methods:
             np.testing.assert_allclose(one[f"{name}.npy"], other[f"{name}.npy"], rtol=1e-3, atol=1e-6)

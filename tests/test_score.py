@@ -13,8 +13,19 @@ import xinv
 from xinv.data.attributes import Attribute
 from xinv.data.loader import Reader
 from xinv.data.shards import Index, read_shard
+from xinv.data.window import window
 from xinv.errors import InputError
-from xinv.leak.score import ORIGINALS, Attack, Scorer, ScoreSettings, by_attack, save_samples, table, with_controls
+from xinv.leak.score import (
+    ORIGINALS,
+    SCORED_VALUES,
+    Attack,
+    Scorer,
+    ScoreSettings,
+    by_attack,
+    save_samples,
+    table,
+    with_controls,
+)
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import PRESETS
 from xinv.train.weights import (
@@ -26,6 +37,14 @@ from xinv.train.weights import (
     save_spec,
     save_weights,
 )
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"), [((1, 32, 32), 125), ((3, 256, 256), 85), ((3, 1024, 1024), 5), ((3, 4096, 4096), 1)]
+)
+def test_large_images_are_reconstructed_a_few_at_a_time(shape: tuple[int, int, int], images: int) -> None:
+    assert window(125, shape, SCORED_VALUES) == images
+
 
 SETTINGS = ScoreSettings(resamples=100, batch_size=4, pictures=3)
 

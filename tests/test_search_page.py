@@ -333,6 +333,8 @@ AXES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (RICH, {"width": 24}),
     (RICH, {"width_limit": 64}),
     ({**RICH, "width": 512}, {"schedule": "inverse_size"}),
+    (RICH, {"schedule": "resolution"}),
+    ({**RICH, "schedule": "resolution"}, {"width_floor": 256}),
     (RICH, {"smallest": 8}),
     (RICH, {"head": "sigmoid"}),
 ]

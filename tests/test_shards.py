@@ -242,7 +242,7 @@ def test_cut_at_a_member_boundary_with_an_index_that_vouches_for_the_bytes(image
     path = shard_path(images, "attack", 1)
     path.write_bytes(path.read_bytes()[: member_boundary(path, 3)])
     believe(images, "attack", 1)
-    refused(images, "holds 3 samples, index.json says 5")
+    refused(images, "holds 3 samples, the index says 5")
     believe(images, "attack", 1, samples=3)
     refused(images, "ends before the end of a tar")
 

@@ -1,5 +1,6 @@
 """The configs that need the user's own pictures, on tiny trees of the published layout."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -27,19 +28,27 @@ def celeba(folder: Path) -> list[str]:
     return [f"data.source.folder={folder}", "data.source.people=25"]
 
 
-def celeba_hq(folder: Path) -> list[str]:
+def celeba_hq(folder: Path, size: int = 256) -> list[str]:
     """CelebA-HQ as in CelebAMask-HQ: every CelebA picture above, in another order."""
     celeba_tables(folder / "celeba", PEOPLE, [1 if number % 2 else -1 for number in range(len(PEOPLE))])
     lines = ["idx    orig_idx    orig_file"]
     for number in range(len(PEOPLE)):
         original = (7 * number) % len(PEOPLE)
         lines.append(f"{number}  {original}  {original + 1:06d}.jpg")
-        picture(folder / "CelebA-HQ-img" / f"{number}.jpg", number, size=(256, 256))
+        picture(folder / "CelebA-HQ-img" / f"{number}.jpg", number, size=(size, size))
     (folder / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(lines) + "\n")
     return [f"data.source.folder={folder}", f"data.source.celeba={folder / 'celeba'}"]
 
 
-@pytest.mark.parametrize(("name", "tree"), [("celeba", celeba), ("celeba_hq_256", celeba_hq)])
+TREES = [
+    ("celeba", celeba),
+    ("celeba_hq_256", celeba_hq),
+    ("celeba_hq_512", functools.partial(celeba_hq, size=512)),
+    ("celeba_hq_1024", functools.partial(celeba_hq, size=1024)),
+]
+
+
+@pytest.mark.parametrize(("name", "tree"), TREES)
 def test_a_config_for_the_users_pictures_reads_them_and_its_networks_fit(tmp_path, name, tree):
     config = configs.load(CONFIGS / f"{name}.yaml", [SPLIT, *tree(tmp_path / "data")])
     data = config.data
@@ -56,7 +65,7 @@ def test_a_config_for_the_users_pictures_reads_them_and_its_networks_fit(tmp_pat
         method.check(target, (data.channels, data.size, data.size))
     _, maps = explain_all(methods, target, torch.rand(1, data.channels, data.size, data.size), config.release.classes)
     shapes = [(released.shape[1], released.shape[2], released.shape[3]) for released in maps.values()]
-    with FakeTensorMode():  # shapes without numbers: the paper's Flatten branch alone has 101 M weights at 256 px
+    with FakeTensorMode():  # shapes without numbers: the Flatten branch alone has 50 M weights at 256 px
         for design in config.attack.inverters:
             for shape in shapes:
                 release = ReleaseShape(2, (shape,))
@@ -64,3 +73,13 @@ def test_a_config_for_the_users_pictures_reads_them_and_its_networks_fit(tmp_pat
                     torch.empty(1, 2), [torch.empty(1, *shape)]
                 )
                 assert image.shape == (1, 3, data.size, data.size)
+
+
+def test_the_london_set_is_read(tmp_path: Path) -> None:
+    for expression in ("neutral", "smiling"):
+        for person in range(1, 103):
+            picture(tmp_path / expression / f"{person:03d}.jpg", person, size=(512, 512))
+    config = configs.load(CONFIGS / "faces_512.yaml", [f"data.source.folder={tmp_path}"])
+    index = build_images(config.data, config.seed, tmp_path / "images")
+    assert index.label_names == ("neutral", "smiling") and index.fields["png"].shape == (512, 512, 3)
+    assert sum(index.samples(partition) for partition in index.partitions) == 204

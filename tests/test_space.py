@@ -97,8 +97,10 @@ def test_the_walk_reaches_every_value_of_every_axis() -> None:
 
 def test_presets_that_read_the_release_are_offered_and_film_unet_lies_in_the_space() -> None:
     names = {name for name, _ in space().presets()}
-    assert names == {"flatten", "cnn", "unet", "flatten_unet", "gnime_expmi", "film_unet"}
-    assert {name for name, _ in space(PREDICTIONS).presets()} == {"prediction_only", "yang_tcnn", "gnime_predmi"}
+    paper = {"flatten", "cnn", "unet", "flatten_unet"}
+    assert names == paper | {"pooled", "patches", "gnime_expmi", "film_unet", "pyramid"}
+    alone = {"prediction_only", "yang_tcnn", "gnime_predmi", "pyramid_prediction_only"}
+    assert {name for name, _ in space(PREDICTIONS).presets()} == alone
     known = dict(space().presets())
     assert known["film_unet"] == Candidate(design=PRESETS["film_unet"], training=BASE, loss=LossSettings())
     found = space().parameters(known["film_unet"])

@@ -5,7 +5,7 @@ Each function returns the finished stages as `Attack`s, which scoring carries ou
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,6 +112,7 @@ class InverterTraining:
 
     `label`: how messages call it. `repeat`: which of several trainings it is, from 0; each begins with other weights
     and sees the images in another order. `dropout`: of explanations. `recipe`: the one that it follows, if any.
+    `size`: of images, where it is trained on smaller ones than the audit's.
     """
 
     label: str
@@ -122,14 +123,20 @@ class InverterTraining:
     repeat: int = 0
     dropout: float | None = None
     recipe: Recipe | None = None
+    size: int | None = None
 
     def seed(self, config: AuditConfig) -> int:
         return config.seed + 3 + 1000 * self.repeat
 
     def identity(
-        self, config: AuditConfig, images: Finished, releases: Finished, lessons: Finished | None = None
+        self,
+        config: AuditConfig,
+        images: Finished,
+        releases: Finished,
+        lessons: Finished | None = None,
+        small: Finished | None = None,
     ) -> dict[str, Any]:
-        """Of its stage, which is an "inverter"."""
+        """Of its stage, which is an "inverter". `small`: the one for smaller images that it grows from."""
         identity = {
             "format": INVERTER_FORMAT,
             "design": self.design.model_dump(mode="json"),
@@ -145,13 +152,37 @@ class InverterTraining:
             identity["explanation_dropout"] = self.dropout
         if lessons:
             identity["lessons"] = lessons.id
+        if small:
+            identity["small"] = small.id
+        if self.size:
+            identity["size"] = self.size
         return identity
 
 
 def train_inverter(
     audit: Stages, images: Finished, releases: Finished, asked: InverterTraining, lessons: Finished | None = None
 ) -> Finished:
-    """The stage of one inverter. `lessons`: a release set whose maps take the place of the target's."""
+    """The stage of one inverter, after those for smaller images that it grows from, where the audit asks for it.
+
+    `lessons`: a release set whose maps take the place of the target's.
+    """
+    small: Finished | None = None
+    if (growing := audit.config.attack.progressive) is not None:
+        shorter = asked.training.model_copy(update={"epochs": growing.epochs})
+        for size in growing.sizes:
+            step = replace(asked, label=f"{asked.label}, {size} px", training=shorter, size=size)
+            small = _trained(audit, images, releases, step, lessons, small)
+    return _trained(audit, images, releases, asked, lessons, small)
+
+
+def _trained(
+    audit: Stages,
+    images: Finished,
+    releases: Finished,
+    asked: InverterTraining,
+    lessons: Finished | None,
+    small: Finished | None,
+) -> Finished:
     config = audit.config
 
     def work(folder: Path, progress: Progress) -> dict[str, Any]:
@@ -161,7 +192,7 @@ def train_inverter(
         spec = InverterSpec(
             design=asked.design,
             channels=config.data.channels,
-            size=config.data.size,
+            size=asked.size or config.data.size,
             classes=shape.classes,
             methods=asked.methods,
             maps=shape.maps,
@@ -174,6 +205,7 @@ def train_inverter(
             images=images.folder.resolve(),
             releases=releases.folder.resolve(),
             lessons=lessons.folder.resolve() if lessons else None,
+            small=small.folder.resolve() if small else None,
             partition="attack",
             limit=config.attack.images,
             settings=asked.training,
@@ -182,7 +214,7 @@ def train_inverter(
         )
         return audit.train(job, asked.label, progress)
 
-    identity = asked.identity(config, images, releases, lessons)
+    identity = asked.identity(config, images, releases, lessons, small)
     return audit.stage("inverter", f"Inverter: {asked.label}", identity, work)
 
 

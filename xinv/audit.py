@@ -26,8 +26,9 @@ from PIL import Image
 
 from xinv.answers import answers, check_attributes
 from xinv.attacks import inverters, surrogate_attacks
+from xinv.binding import bind
 from xinv.closed_forms import closed_forms
-from xinv.config import AuditConfig, ClassifierPart, bind, dump
+from xinv.config import AuditConfig, ClassifierPart, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
 from xinv.data.shards import Index
@@ -167,7 +168,8 @@ class Audit:
         }
 
         def work(folder: Path, progress: Progress) -> dict[str, int]:
-            index = build_images(data, seed, folder, progress)
+            light = functools.partial(self.group.run_tasks, light=True)
+            index = build_images(data, seed, folder, progress, light)
             return {partition: index.samples(partition) for partition in index.partitions}
 
         return self.stage("images", "Images", identity, work)

@@ -78,11 +78,12 @@ def audit(
 ) -> None:
     from xinv import audit as audits
     from xinv import config as configs
+    from xinv.binding import bind
     from xinv.files import make_private
     from xinv.progress import chatter_into
 
     settings = configs.load(config, overrides or ())
-    configs.bind(settings)
+    bind(settings)
     with chatter_into(make_private(settings.folder) / "log.txt") as terminal:
         if as_json:
             terminal.console.quiet = True
@@ -118,7 +119,7 @@ def factors(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    from xinv.config import bind_folder
+    from xinv.binding import bind_folder
     from xinv.factors import run as analyses
     from xinv.factors import settings as analysis_settings
     from xinv.factors.trial import trials_of

@@ -2,19 +2,18 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from xinv.data.build import DataSettings
-from xinv.errors import InputError
-from xinv.keeping import fetch_run
 from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
 from xinv.mistakes import explain
 from xinv.nets.classifier import ClassifierSettings
+from xinv.nets.growth import check_growth
 from xinv.nets.inverter import PRESETS, InverterDesign
 from xinv.nets.quotient import METHODS as QUOTIENT_METHODS
 from xinv.overrides import apply, dump_yaml, load_yaml
@@ -103,6 +102,18 @@ class SurrogateSettings(ClassifierPart):
     )
 
 
+class ProgressiveSettings(BaseModel):
+    """Progressive resolution: an inverter learns small images first, and grows with them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sizes: tuple[int, ...] = Field(
+        min_length=1,
+        description="image sizes in px before the audit's own, ascending: of those that halving it leads to",
+    )
+    epochs: int = Field(ge=1, description="epochs at each of these sizes; the audit's own takes training.epochs")
+
+
 class AttackSettings(BaseModel):
     """What is attacked with what. Every inverter is trained on every release, the baseline on predictions alone."""
 
@@ -138,6 +149,12 @@ class AttackSettings(BaseModel):
         default_factory=LossSettings,
         description="what all of them learn by, recipes aside; whatever it is, the weights of the lowest validation "
         "MSE are kept",
+    )
+    progressive: ProgressiveSettings | None = Field(
+        None,
+        description="train inverters on smaller images first and let them grow; their designs need schedule=resolution "
+        "(pyramid, with the baseline pyramid_prediction_only). The surrogate attack does not. null: on the audit's "
+        "images alone",
     )
     images: int | None = Field(
         None, ge=2, description="how many of the attacker's images to train on, its validation part aside; null: all"
@@ -272,6 +289,10 @@ class AuditConfig(BaseModel):
         if "quotient" in self.attack.closed_forms:
             self._quotient_has_both()
         self._recipes_fit()
+        if self.attack.progressive is not None:
+            sizes = (*self.attack.progressive.sizes, self.data.size)
+            for name in dict.fromkeys((self.attack.baseline, *self.attack.inverters)):
+                check_growth(name, self.attack.design(name), sizes)
         people = [name for name, part in self.evaluators.items() if part.predicts == "identity"]
         if people and self.data.split.disjoint != "identity":
             raise ValueError(
@@ -343,47 +364,3 @@ def dump(config: AuditConfig) -> str:
 def schema() -> str:
     """JSON schema of a configuration file, for editors."""
     return json.dumps(AuditConfig.model_json_schema(), indent=1)
-
-
-def bind(config: AuditConfig) -> None:
-    """Tie the run folder to this configuration: write resolved.yaml, or compare with the one that is there.
-
-    Raises:
-        InputError: the folder belongs to an audit with another configuration; names the first key that differs. Or the
-            storage cannot be used.
-    """
-    unbound = [(section,) for section in UNBOUND]
-    bind_folder(config.folder, config.model_dump(mode="json"), unbound, "this audit", config.storage)
-
-
-def bind_folder(
-    folder: Path, tree: dict[str, Any], unbound: Sequence[tuple[str, ...]], owner: str, storage: str | None
-) -> None:
-    """As `bind`, for any configuration; the paths in `unbound` may differ. `owner`: how messages call the run.
-    `storage`: where the run folder may have been kept by another machine, from which it is fetched first."""
-    from xinv.files import make_private, write_atomic
-
-    fetch_run(storage, folder)
-    path = folder / "resolved.yaml"
-    if path.exists():
-        key = next(_differences(load_yaml(path), tree, (), unbound), None)
-        if key is not None:
-            where, kept = ".".join(key[0]), f" and {storage}/runs/{folder.name}" if storage else ""
-            raise InputError(
-                f"{folder} was made by another configuration: {where} was {key[1]!r} and is {key[2]!r} now. "
-                f"Give {owner} another name (name=...), or remove {folder}{kept}; finished steps are kept."
-            )
-    make_private(folder)
-    write_atomic(path, dump_yaml(tree))
-
-
-def _differences(
-    before: Any, now: Any, path: tuple[str, ...], unbound: Sequence[tuple[str, ...]]
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    if path in unbound:
-        return
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*now, *(key for key in before if key not in now)]:
-            yield from _differences(before.get(key), now.get(key), (*path, key), unbound)
-    elif before != now:
-        yield path, before, now

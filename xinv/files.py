@@ -64,6 +64,12 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digest(value: Any) -> str:
     """Twelve hexadecimal digits that stand for `value` (anything JSON can hold), equal on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -5,6 +5,7 @@ points those descriptors at the log file and keeps the user's real terminal, so 
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -33,6 +34,32 @@ def silent(done: float, total: float, note: str) -> None:
     """The progress callback of those who do not look."""
 
 
+def counted(progress: Progress, sizes: Sequence[int], before: int = 0) -> Progress:
+    """A callback for tasks (done, total) that tells `progress` how many images that is, and how many a second.
+
+    Args:
+        sizes: images of each task, in the order in which tasks are given out. They end in nearly that order: in between
+            the count may be off by what two tasks differ in.
+        before: images that an earlier run has done; they count as done, and not for the rate.
+    """
+    sums = [0, *itertools.accumulate(sizes)]
+    begun: list[float] = []
+
+    def told(done: float, total: float, note: str) -> None:
+        if not begun:
+            begun.append(time.monotonic())
+        images, seconds = sums[int(done)], time.monotonic() - begun[0]
+        rate = f", {amount(images / seconds)} a second" if images and seconds > 0 else ""
+        progress(before + images, before + sums[-1], f"{before + images:,} images{rate}")
+
+    return told
+
+
+def amount(value: float) -> str:
+    """A rate with two digits that mean something: 3,210, 56, 0.78."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def clock(seconds: float) -> str:
     """A duration as people say it: 8 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
@@ -58,12 +85,17 @@ def unshown(rows: Rows) -> None:
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left from the mean rate so far: steadier than rich's windowed estimate for steps of uneven length."""
+    """Time left from the mean rate so far: steadier than rich's windowed estimate for steps of uneven length.
+
+    What was done before the first word of this run was done by an earlier one, and says nothing of the rate.
+    """
 
     def render(self, task: Task) -> Text:
-        if task.finished or not task.total or not task.completed or task.elapsed is None:
+        first: tuple[float, float] | None = task.fields.get("first")
+        if task.finished or not task.total or first is None or task.completed <= first[0]:
             return Text("")
-        return Text(f"{clock(task.elapsed * (task.total / task.completed - 1))} left", style="dim")
+        pace = (time.monotonic() - first[1]) / (task.completed - first[0])
+        return Text(f"{clock(pace * (task.total - task.completed))} left", style="dim")
 
 
 class _Bars(RichProgress):
@@ -103,10 +135,13 @@ class Terminal:
         with _Bars(*columns, rows=lambda: self._rows, console=self.console) as bars:
             self._bars = bars
             task = bars.add_task(title, total=None, note="")
+            first: list[tuple[float, float]] = []
 
             def progress(done: float, total: float, note: str) -> None:
                 last["note"] = note
-                bars.update(task, completed=done, total=total, note=note)
+                if not first:
+                    first.append((done, time.monotonic()))
+                bars.update(task, completed=done, total=total, note=note, first=first[0])
 
             try:
                 yield progress

@@ -20,7 +20,6 @@ deletes, or who puts back an older folder of the same name: that costs time and 
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import secrets
 import sys
@@ -36,7 +35,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator
 
 from xinv.errors import InputError, WorkError
-from xinv.files import make_private, write_atomic
+from xinv.files import make_private, sha256_of_file, write_atomic
 from xinv.signing import KEY_FILE, agrees, fingerprint, key_path, make_key, read_key, signature
 
 Item = TypeVar("Item")
@@ -170,12 +169,6 @@ def check_nodes(url: str, runs: Path, nodes: int, shared: bool) -> None:
             f"The {nodes} machines of this job do not see one {runs}, and the processes of one run need a disk in "
             f"common beside storage ({url}): name a folder on one as runs, or ask for one machine with all the GPUs."
         )
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read piece by piece."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @functools.cache

@@ -1,9 +1,13 @@
 """From a source to image shards: split, bring to size, shuffle, write."""
 
+import functools
 import math
-from collections.abc import Iterator
+import os
+import statistics
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import PIL
@@ -12,15 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import xinv
 from xinv.data.attacker import AttackerSettings, open_images
-from xinv.data.fields import FieldSchema
+from xinv.data.entries import Entry, RunTasks, Task, entry_path, finished_entries, remove_entries
+from xinv.data.fields import FieldSchema, encode
 from xinv.data.shards import INDEX_NAME, Index, ShardEntry, shard_path, write_shard
 from xinv.data.sources import Source, SourceSettings
 from xinv.data.splits import PARTITIONS, SplitSettings, split
 from xinv.errors import InputError
-from xinv.files import make_private
+from xinv.files import digest, make_private
+from xinv.progress import Progress, counted, silent
 
-if TYPE_CHECKING:
-    from xinv.progress import Progress
+Chosen = tuple[str, int, list[int]]
+"""A shard to make: its partition and number, and the positions in the source of its images."""
+
+WORTH = 15.0  # seconds of work for one process that are worth the start of workers
+PROBES = 5  # images that are timed to find out
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -60,37 +69,144 @@ class DataSettings(BaseModel):
         return value
 
 
-def build_images(settings: DataSettings, seed: int, folder: Path, progress: "Progress | None" = None) -> Index:
+class Builder:
+    """Makes image shards: opens the source once, then is called with task after task.
+
+    Raises:
+        InputError: the source is missing, or is not the one with this `fingerprint`; then, an image that is damaged,
+            too small or of the wrong channels, with its name.
+    """
+
+    def __init__(
+        self, settings: DataSettings, folder: Path, made_by: str, fingerprint: str, source: Source | None = None
+    ) -> None:
+        """`source`: already open; None: open it."""
+        self.settings, self.folder, self.made_by = settings, folder, made_by
+        self.source = open_images(settings.source, settings.attacker)[0] if source is None else source
+        if self.source.fingerprint != fingerprint:
+            raise InputError(
+                f"the source {settings.source.kind} holds other images here than where the build was started; give all "
+                "machines the same files, and change none of them meanwhile."
+            )
+
+    def __call__(self, task: Chosen) -> dict[str, Any]:
+        """Make the shard of `task`; its entry."""
+        partition, number, positions = task
+        shard = write_shard(shard_path(self.folder, partition, number), map(self.sample, positions))
+        entry = Entry(made_by=self.made_by, shard=shard)
+        entry.save(self.folder, (partition, number))
+        return entry.model_dump(mode="json")
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """The image at `position` of the source as a shard holds it."""
+        record = self.source.records[position]
+        image_HWC = self.source.read(position)
+        try:
+            image_HWC = fitted(image_HWC, self.settings)
+        except InputError as error:
+            raise InputError(f"{self.source.where(position)}: {error}") from None
+        return {
+            "__key__": record.key,
+            "png": image_HWC,
+            "json": {"label": record.label, "identity": record.identity, "attributes": record.attributes},
+        }
+
+    def seconds(self, tasks: Sequence[Chosen]) -> float:
+        """About how long one process works on `tasks`, from a few images of theirs."""
+        times: list[float] = []
+        for position in tasks[0][2][:PROBES]:
+            begun = time.perf_counter()
+            encode("png", self.sample(position)["png"])
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times) * sum(len(positions) for _, _, positions in tasks)
+
+
+def _opened_builder(directory: Path, *arguments: Any) -> Builder:
+    """A Builder in a worker, for which relative paths mean what they meant where the build was started."""
+    os.chdir(directory)
+    return Builder(*arguments)
+
+
+def build_images(
+    settings: DataSettings,
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+    run_tasks: RunTasks | None = None,
+) -> Index:
     """Write the image shards of every partition into `folder`, then their index, and return it.
 
     Within a partition the order is a seeded shuffle. The same settings, seed and source give the same bytes (Pillow and
-    numpy versions equal). What an interrupted build left in `folder` is written over; its index, if any, goes first.
-    InputError: a source that is missing, too few images; an image that is damaged, too small or of the wrong channels,
-    with its name. OSError: the disk.
+    numpy versions equal), whoever makes them. Of what an interrupted build left in `folder`, shards that the same
+    settings, seed and source made are kept, after a look at their bytes; all else is removed, an index at first.
+
+    Args:
+        progress: counts images, a shard at a time.
+        run_tasks: workers that make shards side by side, for work that is worth their start (`WORTH`); None: this
+            process makes them all.
+
+    Raises:
+        InputError: a source that is missing, too few images; an image that is damaged, too small or of the wrong
+            channels, with its name. OSError: the disk.
     """
     source, attackable, shared = open_images(settings.source, settings.attacker)
     parts = split(source.records, settings.split, seed, attackable, shared)
+    made_by = _made_by(settings, seed, source)
+    tasks = _tasks(parts, settings, seed)
     make_private(folder)
     (folder / INDEX_NAME).unlink(missing_ok=True)
-    for partition in PARTITIONS:
-        for leftover in (*(folder / partition).glob("*.tar"), *(folder / partition).glob(".*.partial")):
-            leftover.unlink()
-    total, done = sum(map(len, parts.values())), 0
-    partitions: dict[str, tuple[ShardEntry, ...]] = {}
+    sizes = {(partition, number): len(positions) for partition, number, positions in tasks}
+    entries = finished_entries(Entry, folder, sizes, digest(made_by))
+    _clear(folder, entries)
+    rest = [task for task in tasks if task[:2] not in entries]
+    if rest:
+        arguments = (settings, folder.resolve(), digest(made_by), source.fingerprint)
+        builder = Builder(*arguments, source)
+        told = counted(progress or silent, [sizes[task[:2]] for task in rest], sum(sizes[task] for task in entries))
+        if run_tasks is not None and len(rest) > 1 and builder.seconds(rest) > WORTH:
+            made = run_tasks(functools.partial(_opened_builder, Path.cwd(), *arguments), rest, progress=told)
+        else:
+            made = _in_turn(builder, rest, told)
+        entries |= {task[:2]: Entry.model_validate(entry) for task, entry in zip(rest, made, strict=True)}
+    index = _index(settings, source, made_by, {task: entries[task].shard for task in sizes})
+    index.save(folder)
+    remove_entries(folder, list(sizes))
+    return index
+
+
+def _tasks(parts: dict[str, list[int]], settings: DataSettings, seed: int) -> list[Chosen]:
+    """Every shard, with the positions in the source of its images in their order."""
+    found: list[Chosen] = []
     for place, partition in enumerate(PARTITIONS):
         order = np.random.default_rng([seed, 1, place]).permutation(parts[partition]).tolist()
-        entries: list[ShardEntry] = []
-        for start in range(0, len(order), settings.shard_samples):
-            chosen = order[start : start + settings.shard_samples]
-            path = shard_path(folder, partition, len(entries))
-            entries.append(write_shard(path, _samples(source, chosen, settings)))
-            done += len(chosen)
-            if progress:
-                progress(done, total, f"{done:,} images")
-        partitions[partition] = tuple(entries)
-    index = Index(
+        cuts = range(0, len(order), settings.shard_samples)
+        found += [(partition, number, order[cut : cut + settings.shard_samples]) for number, cut in enumerate(cuts)]
+    return found
+
+
+def _clear(folder: Path, kept: Collection[Task]) -> None:
+    """Remove what an interrupted build left in `folder`, but for the shards `kept` and their entries."""
+    wanted = {path for task in kept for path in (shard_path(folder, *task), entry_path(folder, task))}
+    for partition in PARTITIONS:
+        for leftover in (folder / partition).glob("*"):
+            if leftover not in wanted and leftover.name.endswith((".tar", ".entry.json", ".partial")):
+                leftover.unlink()
+
+
+def _in_turn(builder: Builder, tasks: Sequence[Chosen], progress: Progress) -> list[dict[str, Any]]:
+    """What workers do, done here."""
+    made: list[dict[str, Any]] = []
+    progress(0, len(tasks), "")
+    for task in tasks:
+        made.append(builder(task))
+        progress(len(made), len(tasks), "")
+    return made
+
+
+def _index(settings: DataSettings, source: Source, made_by: dict[str, Any], shards: dict[Task, ShardEntry]) -> Index:
+    return Index(
         kind="images",
-        made_by=_made_by(settings, seed, source),
+        made_by=made_by,
         label_names=source.label_names,
         synthetic=source.synthetic,
         fields={
@@ -99,10 +215,11 @@ def build_images(settings: DataSettings, seed: int, folder: Path, progress: "Pro
             ),
             "json": FieldSchema(dtype="json", shape=(), units="label, identity, attributes"),
         },
-        partitions=partitions,
+        partitions={
+            partition: tuple(shard for task, shard in shards.items() if task[0] == partition)
+            for partition in PARTITIONS
+        },
     )
-    index.save(folder)
-    return index
 
 
 def _made_by(settings: DataSettings, seed: int, source: Source) -> dict[str, Any]:
@@ -115,21 +232,6 @@ def _made_by(settings: DataSettings, seed: int, source: Source) -> dict[str, Any
         "source_sha256": source.fingerprint,
         "disjoint": settings.split.disjoint,  # `verify` holds the set to it
     }
-
-
-def _samples(source: Source, chosen: list[int], settings: DataSettings) -> Iterator[dict[str, Any]]:
-    for position in chosen:
-        record = source.records[position]
-        image_HWC = source.read(position)
-        try:
-            image_HWC = fitted(image_HWC, settings)
-        except InputError as error:
-            raise InputError(f"{source.where(position)}: {error}") from None
-        yield {
-            "__key__": record.key,
-            "png": image_HWC,
-            "json": {"label": record.label, "identity": record.identity, "attributes": record.attributes},
-        }
 
 
 def fitted(image_HWC: np.ndarray, settings: DataSettings) -> np.ndarray:

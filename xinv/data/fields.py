@@ -59,7 +59,7 @@ def encode(name: str, value: Any) -> bytes:
     return ENCODERS[codec(name)](value)
 
 
-def decode(name: str, data: bytes, schema: FieldSchema) -> Any:
+def decode(name: str, data: bytes | memoryview, schema: FieldSchema) -> Any:
     """The value in the bytes of one member. ValueError when it is not what `schema` promises; nothing is unpickled."""
     return DECODERS[codec(name)](data, schema)
 
@@ -81,7 +81,7 @@ def _encode_png(value: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _decode_png(data: bytes, schema: FieldSchema) -> np.ndarray:
+def _decode_png(data: bytes | memoryview, schema: FieldSchema) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             # Size and mode stand in the header: a picture of another size is refused before it is unpacked.
@@ -97,9 +97,9 @@ def _encode_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _decode_json(data: bytes, schema: FieldSchema) -> dict[str, Any]:
+def _decode_json(data: bytes | memoryview, schema: FieldSchema) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode())
+        value = json.loads(bytes(data).decode())
     except RecursionError:
         raise ValueError("JSON nested too deep") from None
     if not isinstance(value, dict):
@@ -118,7 +118,7 @@ def _encode_npy(value: np.ndarray) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """The bytes before the numbers of an .npy member as `_encode_npy` writes it."""
     stream = io.BytesIO()
     description = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
@@ -127,11 +127,12 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
-def _decode_npy(data: bytes, schema: FieldSchema) -> np.ndarray:
+def _decode_npy(data: bytes | memoryview, schema: FieldSchema) -> np.ndarray:
     dtype = np.dtype(schema.dtype).newbyteorder("<")
-    header = _npy_header(schema.dtype, schema.shape)
+    header = npy_header(schema.dtype, schema.shape)
     # The header we would have written is nearly always there: comparing it is 20 times faster than parsing it.
-    offset = len(header) if data.startswith(header) else _checked_header(data, dtype, schema.shape)
+    same = data[: len(header)] == header
+    offset = len(header) if same else _checked_header(bytes(data), dtype, schema.shape)
     size = dtype.itemsize * math.prod(schema.shape)
     if len(data) != offset + size:
         raise ValueError(f"an array of {len(data) - offset} bytes, not {size}")
@@ -157,6 +158,6 @@ def _checked_header(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -
 
 
 Encoder = Callable[[Any], bytes]
-Decoder = Callable[[bytes, FieldSchema], Any]
+Decoder = Callable[[bytes | memoryview, FieldSchema], Any]
 ENCODERS: dict[str, Encoder] = {"png": _encode_png, "json": _encode_json, "npy": _encode_npy}
 DECODERS: dict[str, Decoder] = {"png": _decode_png, "json": _decode_json, "npy": _decode_npy}

@@ -10,21 +10,25 @@ Axes: B batch, C channels, H W pixels, K classes, M channels of a map, N samples
 
 import math
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from xinv.data.attributes import Attribute, positions
-from xinv.data.shards import Index, read_shard, shard_path
+from xinv.data.attributes import Attribute
+from xinv.data.catalog import Catalog, Facts
+from xinv.data.decoders import Decoders
+from xinv.data.decoding import decoded_as
+from xinv.data.shards import Index
 from xinv.errors import InputError
 
 VICTIM = "victim"
+WORTH = 256 << 20  # bytes of a decoded set that are worth the start of processes, where it is decoded once
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,10 @@ class Batch:
 
     key: list[str]
     identity: list[str]
-    image_BCHW: torch.Tensor  # float32 in [0, 1]
+    image_BCHW: torch.Tensor  # float32 in [0, 1]; uint8 as stored (`Reader(as_stored=True)`)
     label_B: torch.Tensor  # int64
     prediction_BK: torch.Tensor | None  # float32 logits; None when no releases are read
-    maps: dict[str, torch.Tensor]  # method -> map_BMHW float32; in [0, 1] where the release format stores codes
+    maps: dict[str, torch.Tensor]  # method -> map_BMHW float32 (or as stored); in [0, 1] where codes are stored
     weight_B: torch.Tensor  # float32, 0 or 1
     samples: int  # in the global batch
     cursor: int  # after the global batch
@@ -104,22 +108,6 @@ def batches(total: int, batch_size: int, cursor: int = 0, rank: int = 0, world: 
         yield RankBatch(positions, weight, samples, cursor)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Decoded samples of one shard, stacked; `place` finds a sample's row."""
-
-    place: dict[int, int]
-    key: list[str]
-    identity: list[str]
-    label: np.ndarray  # int64 (n,)
-    attribute: np.ndarray  # int64 (n, A)
-    arrays: dict[str, np.ndarray]  # field -> (n, ...): images as CHW uint8, predictions and maps as they are stored
-
-    @property
-    def bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
-
-
 def _limited(counts: list[int], limit: int | None, partition: str) -> list[int]:
     """`counts` of whole shards, cut to the first `limit` samples."""
     if limit is None:
@@ -144,18 +132,31 @@ def as_float(stored: torch.Tensor) -> torch.Tensor:
     return stored.to(torch.float32)
 
 
+def floated(batch: Batch) -> Batch:
+    """`batch` with pixels, predictions and maps as float32, where their tensors are."""
+    return replace(
+        batch,
+        image_BCHW=as_float(batch.image_BCHW),
+        prediction_BK=None if batch.prediction_BK is None else as_float(batch.prediction_BK),
+        maps={method: as_float(stored) for method, stored in batch.maps.items()},
+    )
+
+
 class Reader:
     """One partition of an image set, with the releases for it when `releases` is given, as batches of tensors.
 
     `methods`: the explanation maps to read. `window`: samples of the shuffle window at most; it shrinks to what
     `memory_bytes` of decoded samples can hold, so both are part of the plan: keep them when a run resumes.
-    Shards stay decoded while they fit (least recently used go first); a set that fits is decoded once. One that does
-    not is read one batch ahead by a thread, and each rank decodes its own share alone.
+    A set that fits into `memory_bytes` is decoded once. Of one that does not, threads ahead of the reader decode the
+    rows that the next batches of this rank need, and nothing else.
+    `decoders`: processes that decode; 0: those threads do it themselves. `as_stored`: leave pixels and other codes as
+    integers; `floated` makes of such a batch what a Reader gives otherwise, on any device.
     `limit`: read only the first so many samples, a random part, because shards hold a partition in random order.
     `attributes`: those to deliver as `Batch.attribute_BA`.
     `purpose`: the victims are scored and serve nothing else, so the partition `victim` opens for "score" alone.
     InputError: a limit beyond the partition, unknown partition or method, sets that do not belong together, a shard
     that is not what its index says, an image without an attribute asked for, victims asked for without that purpose.
+    WorkError: a process that decodes died.
     """
 
     def __init__(
@@ -171,6 +172,8 @@ class Reader:
         limit: int | None = None,
         purpose: Literal["train", "score"] = "train",
         attributes: Sequence[Attribute] = (),
+        decoders: int = 0,
+        as_stored: bool = False,
     ) -> None:
         if partition.removesuffix("_validation") == VICTIM and purpose != "score":
             raise InputError(
@@ -179,33 +182,39 @@ class Reader:
             )
         self.images, self.releases = images, releases
         self.partition, self.methods, self.seed = partition, tuple(methods), seed
-        self.memory_bytes, self.attributes = memory_bytes, tuple(attributes)
+        self.memory_bytes, self.as_stored = memory_bytes, as_stored
         index = Index.load(images)
         if index.kind != "images":
             raise InputError(f"{images} is a set of {index.kind}; expected a set of images.")
-        self._image_index, self._release_index = index, self._checked_releases(index)
+        released = self._checked_releases(index)
         self._counts = _limited([entry.samples for entry in index.entries(partition)], limit, partition)
         self.samples: int = sum(self._counts)
         height, width, channels = index.fields["png"].shape
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         self.classes: int = len(index.label_names)
         self.map_shapes: dict[str, tuple[int, int, int]] = {}
-        self._stored: dict[str, tuple[tuple[int, ...], str]] = {
-            "png": (self.image_shape, "uint8")
-        }  # field -> shape and dtype of one decoded sample
-        if self._release_index is not None:
+        schemas = {"png": index.fields["png"]}
+        if released is not None and releases is not None:
             for name in ("prediction.npy", *(f"{method}.npy" for method in self.methods)):
-                schema = self._release_index.fields[name]
-                self._stored[name] = (schema.shape, schema.dtype)
+                schemas[name] = released.fields[name]
             for method in self.methods:
-                maps, map_height, map_width = self._release_index.fields[f"{method}.npy"].shape
+                maps, map_height, map_width = released.fields[f"{method}.npy"].shape
                 self.map_shapes[method] = (maps, map_height, map_width)
-        sample_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self._stored.values())
-        held = memory_bytes // sample_bytes
+        sets = [(images, index)] if released is None or releases is None else [(images, index), (releases, released)]
+        self._catalog = Catalog(sets, partition, schemas, attributes)
+        self._attributes = bool(attributes)
+        self.sample_bytes: int = sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for dtype, shape in (decoded_as(name, schema) for name, schema in schemas.items())
+        )
+        held = memory_bytes // self.sample_bytes
         self.fits: bool = self.samples <= held
         # A block that did not stay in memory would be decoded again and again, a whole shard for a handful of rows.
         self.window: int = window if self.fits else max(1, min(window, held))
-        self._cache: OrderedDict[int, _Rows] = OrderedDict()
+        # Where little is decoded, and once, processes would cost more than they give.
+        small = self.fits and self.samples * self.sample_bytes < WORTH
+        self._decoders = Decoders(0 if small else decoders)
+        self._decoded: dict[int, dict[str, np.ndarray]] = {}  # of a set that fits: shard -> field -> (n, ...)
         self._lock = threading.Lock()
 
     def _checked_releases(self, index: Index) -> Index | None:
@@ -260,103 +269,83 @@ class Reader:
     def at(self, places: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """The samples at `places`, int64 (N,) positions in the order of the index, in the order given."""
         order_N2 = _pairs(np.arange(len(self._counts)), self._counts)[places]
-        return self._stream(order_N2, list(batches(len(places), batch_size)))
+        return self._stream(order_N2, list(batches(len(order_N2), batch_size)))
 
     def _stream(self, order_N2: np.ndarray, plan: list[RankBatch]) -> Iterator[Batch]:
-        """Assemble the batches of `plan`; one ahead, in a thread, when shards must be decoded on the way."""
-        if self.fits or not plan:
+        """The batches of `plan`: gathered in memory, or decoded ahead by threads."""
+        if self.fits:
             for part in plan:
-                yield self._assemble(part, order_N2, None)
+                yield self._gathered(part, order_N2[part.positions])
             return
-        mine = np.concatenate([order_N2[part.positions] for part in plan])
-        wanted: dict[int, set[int]] = {}
-        for shard, sample in mine.tolist():
-            wanted.setdefault(shard, set()).add(sample)
-        with ThreadPoolExecutor(1) as thread:
-            ahead: deque[Future[Batch]] = deque()
-            for part in plan:
-                ahead.append(thread.submit(self._assemble, part, order_N2, wanted))
-                if len(ahead) > 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        threads = max(1, self._decoders.count)
+        size = self.sample_bytes * max((len(part.positions) for part in plan), default=1)
+        ahead = min(threads + 1, max(1, self.memory_bytes // size))
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for part in plan:
+                    waiting.append(pool.submit(self._fetched, part, order_N2[part.positions]))
+                    if len(waiting) > ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
-    def _assemble(self, part: RankBatch, order_N2: np.ndarray, wanted: dict[int, set[int]] | None) -> Batch:
-        """Gather the rows of one batch from decoded shards. `wanted`: what to decode of each shard; None for all."""
-        pairs_B2 = order_N2[part.positions]
-        size = len(pairs_B2)
-        key, identity = [""] * size, [""] * size
-        label_B = np.empty(size, dtype=np.int64)
-        attribute_BA = np.empty((size, len(self.attributes)), dtype=np.int64)
-        arrays = {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in self._stored.items()}
-        # Shards in memory first: reading one may push out another that this batch is about to need.
-        for shard in sorted(np.unique(pairs_B2[:, 0]).tolist(), key=lambda shard: shard not in self._cache):
+    def _fetched(self, part: RankBatch, pairs_B2: np.ndarray) -> Batch:
+        """One batch, decoded for itself."""
+        request, facts = self._catalog.request(pairs_B2)
+        return self._batch(part, pairs_B2, facts, self._decoders.decode(request))
+
+    def _gathered(self, part: RankBatch, pairs_B2: np.ndarray) -> Batch:
+        """One batch out of decoded shards."""
+        shards = np.unique(pairs_B2[:, 0]).tolist()
+        self._load(shards)
+        facts = {shard: self._catalog.shard(shard) for shard in shards}
+        arrays = {
+            name: np.empty((len(pairs_B2), *array.shape[1:]), array.dtype)
+            for name, array in self._decoded[shards[0]].items()
+        }
+        for shard in shards:
             here = np.flatnonzero(pairs_B2[:, 0] == shard)
-            samples = pairs_B2[here, 1].tolist()
-            rows = self._decoded(shard, samples, None if wanted is None else wanted[shard])
-            at = [rows.place[sample] for sample in samples]
-            label_B[here], attribute_BA[here] = rows.label[at], rows.attribute[at]
             for name, array in arrays.items():
-                array[here] = rows.arrays[name][at]
-            for place, row in zip(here.tolist(), at, strict=True):
-                key[place], identity[place] = rows.key[row], rows.identity[row]
-        tensors = {name: as_float(torch.from_numpy(array)) for name, array in arrays.items()}
-        return Batch(
-            key=key,
-            identity=identity,
-            image_BCHW=tensors["png"],
+                array[here] = self._decoded[shard][name][pairs_B2[here, 1]]
+        return self._batch(part, pairs_B2, facts, arrays)
+
+    def _load(self, shards: list[int]) -> None:
+        """Decode those of `shards` that are not in memory yet, as far as the limit goes."""
+        with self._lock:
+            missing = [shard for shard in shards if shard not in self._decoded]
+            if not missing:
+                return
+
+            def decoded(shard: int) -> dict[str, np.ndarray]:
+                request, _ = self._catalog.request(_pairs([shard], self._counts))
+                return self._decoders.decode(request)
+
+            with ThreadPoolExecutor(max(1, self._decoders.count)) as pool:
+                self._decoded |= dict(zip(missing, pool.map(decoded, missing), strict=True))
+
+    def _batch(
+        self, part: RankBatch, pairs_B2: np.ndarray, facts: dict[int, Facts], arrays: dict[str, np.ndarray]
+    ) -> Batch:
+        """Decoded rows, and what is known of them, as a batch."""
+        rows = [(facts[shard], sample) for shard, sample in pairs_B2.tolist()]
+        label_B = np.array([shard.label[sample] for shard, sample in rows], dtype=np.int64)
+        stored = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = Batch(
+            key=[shard.key[sample] for shard, sample in rows],
+            identity=[shard.identity[sample] for shard, sample in rows],
+            image_BCHW=stored["png"],
             label_B=torch.from_numpy(label_B),
-            prediction_BK=tensors.get("prediction.npy"),
-            maps={method: tensors[f"{method}.npy"] for method in self.methods},
+            prediction_BK=stored.get("prediction.npy"),
+            maps={method: stored[f"{method}.npy"] for method in self.methods},
             weight_B=torch.from_numpy(part.weight),
             samples=part.samples,
             cursor=part.cursor,
-            attribute_BA=torch.from_numpy(attribute_BA) if self.attributes else None,
+            attribute_BA=torch.from_numpy(np.stack([shard.attribute[sample] for shard, sample in rows]))
+            if self._attributes
+            else None,
         )
-
-    def _decoded(self, shard: int, samples: list[int], wanted: set[int] | None) -> _Rows:
-        """The decoded rows of `shard`, from memory or from the disk; holds at least `samples`."""
-        with self._lock:
-            rows = self._cache.get(shard)
-            if rows is None or not all(sample in rows.place for sample in samples):
-                self._cache.pop(shard, None)
-                rows = self._read(shard, wanted)
-                self._cache[shard] = rows
-                while len(self._cache) > 1 and sum(kept.bytes for kept in self._cache.values()) > self.memory_bytes:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(shard)
-            return rows
-
-    def _read(self, shard: int, wanted: set[int] | None) -> _Rows:
-        """Read one shard, and the release shard of the same number, which must hold the same keys in the same order."""
-        found = read_shard(self.images, self._image_index, self.partition, shard, wanted)
-        keys = [sample["__key__"] for sample in found]
-        arrays = {"png": np.stack([sample["png"].transpose(2, 0, 1) for sample in found])}
-        if self.releases is not None and self._release_index is not None:
-            names = [name for name in self._stored if name != "png"]
-            released = read_shard(self.releases, self._release_index, self.partition, shard, wanted, names)
-            for key, sample in zip(keys, released, strict=True):
-                if sample["__key__"] != key:
-                    raise InputError(
-                        f"{shard_path(self.releases, self.partition, shard)} has the key {sample['__key__']!r} where "
-                        f"the image shard of that number has {key!r}; make the releases again, from these images."
-                    )
-            arrays |= {name: np.stack([sample[name] for sample in released]) for name in names}
-        numbers = sorted(wanted) if wanted is not None else range(len(found))
-        return _Rows(
-            place={sample: row for row, sample in enumerate(numbers)},
-            key=keys,
-            identity=[sample["json"]["identity"] for sample in found],
-            label=np.array([sample["json"]["label"] for sample in found], dtype=np.int64),
-            attribute=self._attributes(shard, found),
-            arrays=arrays,
-        )
-
-    def _attributes(self, shard: int, found: list[dict[str, Any]]) -> np.ndarray:
-        """int64 (n, A): the attributes asked for of the images of one shard."""
-        path = shard_path(self.images, self.partition, shard)
-        rows = [
-            positions(self.attributes, sample["json"].get("attributes", {}), f"{path}: image {sample['__key__']}")
-            for sample in found
-        ]
-        return np.array(rows, dtype=np.int64).reshape(len(found), len(self.attributes))
+        return batch if self.as_stored else floated(batch)

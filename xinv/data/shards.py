@@ -1,7 +1,7 @@
-"""Shards: plain USTAR tars of samples, written and read through webdataset, believed only as far as an index vouches.
+"""Shards: plain USTAR tars of samples as webdataset writes and reads them, believed only as far as an index vouches.
 
 webdataset alone is silent about a tar cut at a member boundary, a shard that is missing, a member it must not open.
-So `index.json` holds each shard's count, bytes and sha256; it is written last, and `read_shard` checks all of it.
+So `index.json` holds each shard's count, bytes and sha256; it is written last, and whoever reads checks all of it.
 
 A sample is a dict: "__key__" (letters, digits, _ and -), and one value per field, named by its extension:
 "png" image (H, W, C) uint8; "json" {label, identity, attributes}; "prediction.npy" (K,) float32 logits;
@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xinv.data.fields import FieldSchema, codec, decode, encode, schema_of
+from xinv.data.members import KEY, Read, Sample, samples
 from xinv.data.splits import check_disjoint
 from xinv.errors import InputError
 from xinv.files import make_private, read_json, write_json
@@ -32,6 +33,7 @@ __all__ = [
     "Index",
     "ShardEntry",
     "describe",
+    "look_into",
     "read_shard",
     "schema_of",
     "shard_path",
@@ -41,8 +43,8 @@ __all__ = [
 
 INDEX_NAME = "index.json"
 MEND = "Restore it from a copy, or remove the set's folder and make the set again."
-# No dot (all after the first one is the field), no slash, no underscore in front (webdataset skips __meta__ members).
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+Stamp = tuple[int, int, int]
+"""Of a file: inode, bytes, time of its last change."""
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -198,54 +200,103 @@ def read_shard(
     InputError names the file and what is wrong: missing, not in the index, cut short, changed, other members or shapes
     than the index lists. A member that the index does not list is refused unopened; nothing is ever unpickled.
     """
-    path = shard_path(folder, partition, number)
-    entries = index.entries(partition)
+    path, entry = _listed(folder, index, partition, number)
+    data = _checked_bytes(path, entry, index)
+    found = _samples(path, lambda offset, size: data[offset : offset + size], index, entry)
+    chosen = found if rows is None else [sample for row, sample in enumerate(found) if row in rows]
+    wanted = index.fields if fields is None else fields
+    view = memoryview(data)
+    return [
+        {"__key__": key}
+        | {name: value_of(path, index, key, name, view[slice(*_span(places[name]))]) for name in wanted}
+        for key, places in chosen
+    ]
+
+
+def look_into(folder: Path, index: Index, partition: str, number: int) -> tuple[list[Sample], Stamp]:
+    """Where the values of one shard lie in its file, after all the checks of `read_shard` that need no decoding
+    (`value_of` has those); and the file's stamp. It is never in memory as a whole. InputError as `read_shard`."""
+    path, entry = _listed(folder, index, partition, number)
+    with _opened(path, entry) as stream:
+        if os.fstat(stream.fileno()).st_size != entry.bytes:
+            raise InputError(_wrong_size(path, entry, index))
+        if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+            raise InputError(_wrong_hash(path, entry, index))
+        descriptor = stream.fileno()
+        found = _samples(path, lambda offset, size: os.pread(descriptor, size, offset), index, entry)
+        return found, stamp_of(descriptor)
+
+
+def stamp_of(descriptor: int) -> Stamp:
+    """What is no longer true of an open file once it was written to or gave way to another of its name."""
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def value_of(path: Path, index: Index, key: str, name: str, data: bytes | memoryview) -> Any:
+    """The value in the bytes of the member KEY.NAME of the shard `path`. InputError: it is not what the index says."""
+    try:
+        value = decode(name, data, index.fields[name])
+    except ValueError as error:
+        raise InputError(damaged(path, key, name, error)) from None
+    if index.kind == "images" and name == "json":
+        labels = len(index.label_names)
+        label, identity = value.get("label"), value.get("identity")
+        # (-1: an image of the attacker's that shows none of what the target tells apart)
+        if not isinstance(label, int) or not -1 <= label < labels or not isinstance(identity, str):
+            raise InputError(
+                f"{path}: {key}.json needs a label from 0 to {labels - 1}, or -1 for none, and an identity, "
+                f"and has {label!r} and {identity!r}. {MEND}"
+            )
+    return value
+
+
+def damaged(path: Path | str, key: str, name: str, error: ValueError) -> str:
+    """What to say of a member whose bytes `fields.decode` does not take."""
+    return f"{path}: {key}.{name} is not what the index says: {error}. {MEND}"
+
+
+def _listed(folder: Path, index: Index, partition: str, number: int) -> tuple[Path, ShardEntry]:
+    path, entries = shard_path(folder, partition, number), index.entries(partition)
     if not 0 <= number < len(entries):
         raise InputError(
             f"{path} is not listed in {INDEX_NAME}, which has {len(entries)} shards of {partition}. {MEND}"
         )
-    data = _checked_bytes(path, entries[number], index)
-    found: list[dict[str, Any]] = []
-    count = begin = end = 0  # of the last member seen, header included
-    for raw in _raw_samples(path, data):
-        for name in _checked_names(path, raw, index):
-            begin, end = end, end + 512 + -(-len(raw[name]) // 512) * 512
-        if rows is None or count in rows:
-            found.append(_decoded(path, raw, index, index.fields if fields is None else fields))
-        count += 1
-    if count != entries[number].samples:
-        raise InputError(f"{path} holds {count} samples, {INDEX_NAME} says {entries[number].samples}. {MEND}")
-    # webdataset passes over folders, links and __meta__ members, and over a missing end, without a word. Where nothing
-    # was passed over, the last member lies where the sizes of all members put it, and zeros fill the rest of the file.
-    records = -(-(end + 1024) // tarfile.RECORDSIZE)
-    in_place = data[begin + 257 : begin + 262] == b"ustar" and not data[end:].strip(b"\0")
-    if not in_place or len(data) != records * tarfile.RECORDSIZE:
-        raise InputError(f"{path} holds something beside its samples, or ends before the end of a tar. {MEND}")
-    return found
+    return path, entries[number]
+
+
+def _opened(path: Path, entry: ShardEntry) -> io.BufferedReader:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {INDEX_NAME} lists it with {entry.samples} samples. {MEND}") from None
 
 
 def _checked_bytes(path: Path, entry: ShardEntry, index: Index) -> bytes:
     """The content of a shard file whose size and sha256 are what the index says."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; {INDEX_NAME} lists it with {entry.samples} samples. {MEND}") from None
+    with _opened(path, entry) as stream:
+        data = stream.read()
     if len(data) != entry.bytes:
-        seen = _diagnosis(data, entry, index)
-        raise InputError(f"{path} has {len(data)} bytes, {INDEX_NAME} says {entry.bytes}: {seen}. {MEND}")
+        raise InputError(_wrong_size(path, entry, index))
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        seen = _diagnosis(data, entry, index)
-        raise InputError(f"{path} has another sha256 than {INDEX_NAME} says: {seen}. {MEND}")
-    if data[257:262] != b"ustar":
-        raise InputError(f"{path} is no tar. {MEND}")
+        raise InputError(_wrong_hash(path, entry, index))
     return data
 
 
-def _diagnosis(data: bytes, entry: ShardEntry, index: Index) -> str:
+def _wrong_size(path: Path, entry: ShardEntry, index: Index) -> str:
+    seen = _diagnosis(path, entry, index)
+    return f"{path} has {path.stat().st_size} bytes, {INDEX_NAME} says {entry.bytes}: {seen}. {MEND}"
+
+
+def _wrong_hash(path: Path, entry: ShardEntry, index: Index) -> str:
+    return f"{path} has another sha256 than {INDEX_NAME} says: {_diagnosis(path, entry, index)}. {MEND}"
+
+
+def _diagnosis(path: Path, entry: ShardEntry, index: Index) -> str:
     """What seems to have happened to a shard that is not what was written. Looks at names, opens nothing."""
     keys: dict[str, None] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(path, mode="r:") as tar:
             for member in tar:
                 key, _, name = member.name.partition(".")
                 if name not in index.fields:
@@ -258,56 +309,16 @@ def _diagnosis(data: bytes, entry: ShardEntry, index: Index) -> str:
     return "the samples are there, but bytes have changed"
 
 
-def _raw_samples(path: Path, data: bytes) -> Iterator[dict[str, Any]]:
-    """Samples with their members' bytes, grouped by webdataset."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    members = tar_file_expander([{"url": path.name, "stream": io.BytesIO(data)}])
-    grouped = iter(group_by_keys(members, lcase=False))
-    while True:
-        try:
-            raw = next(grouped)
-        except StopIteration:
-            return
-        except (tarfile.TarError, OverflowError, ValueError) as error:
-            # webdataset appends its stream and url to the arguments; the first one is the message.
-            raise InputError(f"{path} is damaged ({error.args[0]}). {MEND}") from None
-        yield raw
+def _samples(path: Path, read: Read, index: Index, entry: ShardEntry) -> list[Sample]:
+    """Where the values of a shard lie whose bytes are what the index says."""
+    if read(257, 5) != b"ustar":
+        raise InputError(f"{path} is no tar. {MEND}")
+    return samples(path, read, entry.bytes, entry.samples, index.fields, MEND)
 
 
-def _checked_names(path: Path, raw: Mapping[str, Any], index: Index) -> list[str]:
-    """The fields of one raw sample, which are exactly those of the index."""
-    names = [name for name in raw if not name.startswith("__")]
-    if not KEY.fullmatch(raw["__key__"]):
-        raise InputError(f"{path} holds a sample with the key {raw['__key__']!r}, which is no sample key. {MEND}")
-    if foreign := sorted(set(names) - index.fields.keys()):
-        raise InputError(
-            f"{path} holds a foreign member {raw['__key__']}.{foreign[0]}, which was not opened: {INDEX_NAME} lists "
-            f"none such. Do not use this set unless you know who made it. {MEND}"
-        )
-    if missing := sorted(index.fields.keys() - set(names)):
-        raise InputError(f"{path}: sample {raw['__key__']} has no .{missing[0]}. {MEND}")
-    return names
-
-
-def _decoded(path: Path, raw: Mapping[str, Any], index: Index, fields: Collection[str]) -> dict[str, Any]:
-    """One raw sample with the values of `fields` decoded and checked against the schema."""
-    sample: dict[str, Any] = {"__key__": raw["__key__"]}
-    for name in fields:
-        try:
-            sample[name] = decode(name, raw[name], index.fields[name])
-        except ValueError as error:
-            raise InputError(f"{path}: {raw['__key__']}.{name} is not what the index says: {error}. {MEND}") from None
-    if index.kind == "images" and "json" in sample:
-        facts, labels = sample["json"], len(index.label_names)
-        label, identity = facts.get("label"), facts.get("identity")
-        # (-1: an image of the attacker's that shows none of what the target tells apart)
-        if not isinstance(label, int) or not -1 <= label < labels or not isinstance(identity, str):
-            raise InputError(
-                f"{path}: {raw['__key__']}.json needs a label from 0 to {labels - 1}, or -1 for none, and an identity, "
-                f"and has {label!r} and {identity!r}. {MEND}"
-            )
-    return sample
+def _span(place: tuple[int, int]) -> tuple[int, int]:
+    offset, size = place
+    return offset, offset + size
 
 
 def people(folder: Path, partitions: Sequence[str]) -> tuple[str, ...]:

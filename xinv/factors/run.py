@@ -16,8 +16,8 @@ from typing import Any
 
 from xinv import audit
 from xinv.audit import Screen, unseen
+from xinv.binding import bind, bind_folder
 from xinv.config import UNBOUND as CARRIES
-from xinv.config import bind, bind_folder
 from xinv.factors.settings import FactorsConfig, worker_settings
 from xinv.factors.table import table
 from xinv.factors.trial import Trials as Expanded

@@ -18,7 +18,7 @@ class ScoreSettings(BaseModel):
     resamples: int = Field(2000, ge=100, description="bootstrap resamples behind each interval")
     level: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
     pictures: int = Field(10, ge=1, le=64, description="victims shown in the report")
-    batch_size: int = Field(125, ge=2, description="images reconstructed at once")
+    batch_size: int = Field(125, ge=2, description="images reconstructed at once, at most; fewer where they are large")
     exposure: float = Field(
         0.5,
         gt=0,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
 from xinv.data.shards import Index
+from xinv.data.window import window
 from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
 from xinv.leak.controls import mean_image, other_image, partners
 from xinv.leak.evaluators import Panel, Sitting
@@ -34,6 +35,11 @@ __all__ = [
     "table",
     "with_controls",
 ]
+
+
+SCORED_VALUES = 1 << 24
+"""Values of the images reconstructed at once, at most: 5 of 1024 px in colour. A network's activations take tens of
+times as much, and so do the filters of SSIM."""
 
 
 class Scorer:
@@ -69,7 +75,10 @@ class Scorer:
         labels = len(index.label_names)
         self._panel = Panel(folders, load_classifier, self._device, labels, settings.false_accept_rate)
         if folders and index.made_by.get("disjoint") == "identity":
-            self._panel.enrol(Reader(images, "gallery").once(settings.batch_size))
+            known = Reader(images, "gallery")
+            self._panel.enrol(known.once(window(settings.batch_size, known.image_shape, SCORED_VALUES)))
+        # Two at least, and no single one left over: "another image" needs a second.
+        self._size = max(2, window(settings.batch_size, self._victims(()).image_shape, SCORED_VALUES))
         self._shown = self._choose()
 
     def __call__(self, attack: Attack) -> dict[str, Any]:
@@ -91,7 +100,7 @@ class Scorer:
         sitting, values = Sitting(self._panel), _Values()
         pictures: dict[int, np.ndarray] = {}
         position = 0
-        for batch in reader.once(chunk(reader.samples, self._settings.batch_size)):
+        for batch in reader.once(chunk(reader.samples, self._size)):
             image_BCHW = batch.image_BCHW.to(self._device)
             found_BCHW = reconstruct(batch, position).float()
             values.add(image_metrics(found_BCHW, image_BCHW))
@@ -125,7 +134,7 @@ class Scorer:
         """Positions of the victims to show: the first of every label in turn, so that no label fills the page."""
         by_label: dict[int, list[int]] = {}
         position = 0
-        for batch in self._reader(()).once(self._settings.batch_size):
+        for batch in self._reader(()).once(self._size):
             for label in batch.label_B.tolist():
                 by_label.setdefault(label, []).append(position)
                 position += 1
@@ -147,9 +156,7 @@ class Scorer:
         """(batch, position of its first victim) -> image_BCHW, asked for in index order; `facts` are for the result."""
         if attack.control == "mean_image":
             reader = Reader(self._images, "attack", limit=self._known_images)
-            mean_CHW = mean_image(
-                (batch.image_BCHW, batch.weight_B) for batch in reader.once(self._settings.batch_size)
-            )
+            mean_CHW = mean_image((batch.image_BCHW, batch.weight_B) for batch in reader.once(self._size))
             return lambda batch, position: mean_CHW.to(self._device).expand(len(batch.key), -1, -1, -1)
         if attack.control == "nearest_neighbour":
             found = self._nearest(attack)
@@ -176,14 +183,14 @@ class Scorer:
     def _partners(self, attack: Attack, facts: dict[str, int]) -> Iterator[Batch]:
         """Another victim of the same label for each victim, batch beside batch of the scoring."""
         reader = self._victims(attack.methods)
-        size = chunk(reader.samples, self._settings.batch_size)
+        size = chunk(reader.samples, self._size)
         labels = torch.cat([batch.label_B for batch in self._victims(()).once(size)])
         other_N, facts["without_partner"] = partners(labels.numpy(), size, self._seed)
         return reader.at(other_N, size)
 
     def _nearest(self, attack: Attack) -> Iterator[Tensor]:
         """The attacker's image with the nearest release for each victim, batch by batch of the scoring."""
-        size = self._settings.batch_size
+        size = self._size
         known = Reader(self._images, "attack", self._releases, attack.methods, limit=self._known_images)
         victims = self._victims(attack.methods)
         # What is searched with is the release alone: the victim's image stays here.
@@ -200,7 +207,7 @@ class Scorer:
         pictures: dict[int, np.ndarray] = {}
         maps: dict[str, dict[int, np.ndarray]] = {name: {} for name in attack.methods}
         position = 0
-        for batch in reader.once(self._settings.batch_size):
+        for batch in reader.once(self._size):
             assert batch.prediction_BK is not None
             image_BCHW = batch.image_BCHW.to(self._device)
             values.add(sitting.add(image_BCHW, image_BCHW, batch))

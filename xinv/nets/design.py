@@ -13,6 +13,9 @@ from xinv.errors import InputError
 MAX_ATTENTION = 32
 """Largest level, in px, that attends: at 32 px a head weighs a million pairs of places, at 64 px sixteen million."""
 
+REFERENCE_SIZE = 64
+"""The level, in px, that `width` speaks of where the schedule is `resolution`."""
+
 
 @dataclass(frozen=True)
 class ReleaseShape:
@@ -98,11 +101,18 @@ class InverterDesign(BaseModel):
         "relu", description="Activation within blocks."
     )
     width: int = Field(
-        16, ge=1, description="Channels at full image size (doubling), or channels times size (inverse_size)."
+        16,
+        ge=1,
+        description="Channels at full image size (doubling), of a level of 64 px (resolution), or channels times size "
+        "(inverse_size).",
     )
-    width_limit: int = Field(512, ge=1, description="No level is wider than this (doubling only).")
-    schedule: Literal["doubling", "inverse_size"] = Field(
-        "doubling", description="Channels double with every halving, or are width // size (GNIME)."
+    width_limit: int = Field(512, ge=1, description="No level is wider than this (inverse_size aside).")
+    width_floor: int = Field(8, ge=1, description="No level is narrower than this (resolution only).")
+    schedule: Literal["doubling", "resolution", "inverse_size"] = Field(
+        "doubling",
+        description="doubling: channels double with every halving of the image. resolution: likewise, but counted from "
+        "the level's own size in pixels, so that a larger image adds thin levels and leaves the others as they are. "
+        "inverse_size: width // size (GNIME).",
     )
     smallest: int = Field(4, ge=2, description="The decoder starts from the last halving that is at least this large.")
     head: Literal["linear", "sigmoid"] = Field(
@@ -122,6 +132,10 @@ class InverterDesign(BaseModel):
             raise ValueError("summary reads what flatten reads already: choose flatten=false or summary=none")
         if self.skip_size is not None and self.encoder != "unet":
             raise ValueError("skip_size limits the skips of encoder=unet; set it to null, or choose that encoder")
+        if self.schedule == "resolution" and self.width_floor > self.width_limit:
+            raise ValueError(
+                f"width_floor={self.width_floor} is more than width_limit={self.width_limit}: no width is both"
+            )
         if self.blocks == 0 and (self.upsampling != "transposed" or self.encoder == "unet" or self.fusion == "film"):
             raise ValueError("blocks=0 needs upsampling=transposed, no unet and no film: nothing else would learn")
         if self.upsampling == "nearest" and self.bottleneck == 0:
@@ -191,11 +205,18 @@ class InverterDesign(BaseModel):
         """Channels of every level in `sizes`. InputError where the schedule leaves a level without any."""
         if self.schedule == "doubling":
             return [min(width * 2**level, self.width_limit) for level in range(len(sizes))]
+        if self.schedule == "resolution":
+            return [self._channels_at(width, size) for size in sizes]
         if width < sizes[0]:
             raise InputError(
                 f"schedule=inverse_size with width {width} has no channels left at {sizes[0]} px; widen it."
             )
         return [width // size for size in sizes]
+
+    def _channels_at(self, width: int, size: int) -> int:
+        # In eights, which groups of channels divide and which GPUs multiply best.
+        eights = max(1, round(width * REFERENCE_SIZE / size / 8))
+        return max(self.width_floor, min(self.width_limit, 8 * eights))
 
 
 def _within(limit: int, sizes: list[int]) -> list[bool]:
@@ -209,6 +230,16 @@ def _within(limit: int, sizes: list[int]) -> list[bool]:
 _PAPER: dict[str, Any] = {"upsampling": "transposed", "blocks": 1, "width": 16, "bottleneck": 256}
 # WSP-LAB/GNIME, read as facts: layer tables in tests/test_inverter.py.
 _GNIME: dict[str, Any] = {"upsampling": "nearest", "schedule": "inverse_size", "smallest": 3}
+_FILM: dict[str, Any] = {
+    "fusion": "film",
+    "upsampling": "pixel_shuffle",
+    "residual": True,
+    "normalisation": "group",
+    "activation": "silu",
+    "head": "sigmoid",
+    "full_size_blocks": True,
+    "bottleneck": 256,
+}
 
 PRESETS: dict[str, InverterDesign] = {
     "prediction_only": InverterDesign(**_PAPER),
@@ -216,6 +247,9 @@ PRESETS: dict[str, InverterDesign] = {
     "cnn": InverterDesign(**_PAPER, encoder="cnn"),
     "unet": InverterDesign(**_PAPER, encoder="unet"),
     "flatten_unet": InverterDesign(**_PAPER, flatten=True, encoder="unet"),
+    # What stands for Flatten where maps are large: its weights grow with the map's area, these with nothing.
+    "pooled": InverterDesign(**_PAPER, summary="pooled"),
+    "patches": InverterDesign(**_PAPER, summary="patches"),
     # Yang et al., CCS 2019, at 64 px: ngf = 2 * width = 128. GroupNorm stands where the reference has BatchNorm: the
     # same parameters, but ranks and batch mates stay independent. Confidences are not truncated to the top k.
     "yang_tcnn": InverterDesign(
@@ -233,18 +267,11 @@ PRESETS: dict[str, InverterDesign] = {
     "gnime_expmi": InverterDesign(
         **_GNIME, width=1024, encoder_width=2048, bottleneck=512, hidden=64, encoder="unet", flatten=True
     ),
-    "film_unet": InverterDesign(
-        encoder="unet",
-        fusion="film",
-        upsampling="pixel_shuffle",
-        residual=True,
-        normalisation="group",
-        activation="silu",
-        full_size_blocks=True,
-        head="sigmoid",
-        width=24,
-        bottleneck=256,
-    ),
+    "film_unet": InverterDesign(**_FILM, encoder="unet", width=24),
+    # The same for 64 to 1024 px: a level's width is a matter of its own size, so that it can grow with the images, and
+    # what is wide is small. The other one is its baseline, which sees predictions alone.
+    "pyramid": InverterDesign(**_FILM, encoder="unet", width=48, schedule="resolution"),
+    "pyramid_prediction_only": InverterDesign(**_FILM, width=48, schedule="resolution"),
 }
 
 

@@ -228,8 +228,9 @@ class Inverter(nn.Module):
     """Reconstructs an image from a release; `build_inverter` makes it from a design.
 
     Maps are standardised by the buffers `map_mean` and `map_scale` (one value a map channel, the maps' channels in
-    order; 0 and 1 until `standardise` sets them). The encoder sees them resized to the image (bilinear), the flatten
-    branch at their native size, where they are smallest and nothing is lost; summary and tokens are of native size too.
+    order; 0 and 1 until `standardise` sets them). The encoder sees them resized to the image (bilinear; where they are
+    larger, means), the flatten branch at their native size, where they are smallest and nothing is lost; summary and
+    tokens are of native size too.
 
     Where the release is `optional`, explanations may be withheld image by image: a withheld one is zero after
     standardisation (its mean), and which ones are present is an input of its own, since an average map and no map are
@@ -397,6 +398,8 @@ class Inverter(nn.Module):
     def _resized(self, map_BMHW: Tensor) -> Tensor:
         if map_BMHW.shape[2:] == (self.size, self.size):
             return map_BMHW
+        if map_BMHW.shape[2] > self.size:  # of a network that grows: bilinear would look at a few of the values
+            return F.adaptive_avg_pool2d(map_BMHW, self.size)
         return F.interpolate(map_BMHW, size=(self.size, self.size), mode="bilinear", align_corners=False)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xinv.data.fields import FieldSchema
 from xinv.data.shards import Index
 from xinv.errors import InputError
 
@@ -106,6 +107,22 @@ def bytes_per_image(settings: FormatSettings, shape: Shape, colours: int = 1) ->
     """Bytes that one image's map of `shape` (M, h, w), before the format, takes when released."""
     channels = shape[0] // colours if settings.name == "heat_map" else shape[0]
     return -(-FORMATS[settings.name].bits((channels, *shape[1:]), settings) // 8)
+
+
+def stored(settings: FormatSettings, shape: Shape, colours: int = 1) -> FieldSchema:
+    """What shards hold of one image's map of `shape` (M, h, w), before the format: dtype and shape, for an index.
+
+    A plain array, whatever a code of it might need: top-k keeps its zeros, and 4 bits take a byte.
+    """
+    channels, height, width = shape
+    dtype = "float32"
+    if settings.name in ("uint8", "bits"):
+        dtype = "uint16" if settings.name == "bits" and settings.bits > 8 else "uint8"
+    elif settings.name == "heat_map":
+        dtype, channels = "uint8", 3 * (channels // colours)
+    elif settings.name == "down_sample":
+        height, width = -(-height // settings.factor), -(-width // settings.factor)
+    return FieldSchema(dtype=dtype, shape=(channels, height, width))
 
 
 def units(settings: FormatSettings, plain: str) -> str:

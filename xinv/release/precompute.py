@@ -1,31 +1,30 @@
 """From images and the target to release shards: what the target gives out, computed once and read by every attack.
 
-    OUT/<partition>/NNNNNN.tar           same keys in the same order as the image shard of that number
-    OUT/<partition>/NNNNNN.entry.json    written after its tar: the shard is finished; gone when the set is
-    OUT/index.json                       written last: the set is finished
-
-A shard is a task. Tasks run anywhere, in any order, and again after a failure: a finished shard is never remade.
+A shard is a task, and has the same keys in the same order as the image shard of its number. Tasks run anywhere, in any
+order, and again after a failure: a finished shard is never remade (`data.entries`).
 Axes in tensor names: B batch, C image channels, M map channels, H height, W width, K classes.
 """
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from torch import nn
 
 import xinv
+from xinv.data.entries import Entry, RunTasks, Task, finished_entries, finished_entry, remove_entries
 from xinv.data.fields import FieldSchema, schema_of
-from xinv.data.shards import INDEX_NAME, Index, ShardEntry, read_shard, shard_path, write_shard
+from xinv.data.shards import INDEX_NAME, Index, read_shard, shard_path, write_shard
+from xinv.data.window import window
 from xinv.errors import InputError, WorkError
-from xinv.files import digest, make_private, read_json, sha256_of, write_json
-from xinv.progress import Progress, silent
+from xinv.files import digest, make_private, sha256_of
+from xinv.progress import Progress, counted, silent
 from xinv.release.formats import FORMATS, FormatSettings, bytes_per_image, release, units
 from xinv.release.methods import METHODS, explain_all, method
 from xinv.release.passes import Chunks
@@ -40,13 +39,12 @@ TARGET = ("network.json", "weights.safetensors")
 """The files that are the target: what its digest is made of."""
 
 PREDICTION = "prediction.npy"
+EXPLAINED_VALUES = 1 << 22
+"""Values of the images explained at once, at most: one of 1024 px in colour. LRP keeps every layer's output twice."""
+
 NAMED = 3  # how many samples an error message names
 
-Task = tuple[str, int]
-"""(partition, shard number)"""
 Load = Callable[[Path], nn.Module]
-RunTasks = Callable[..., list[dict[str, Any]]]
-"""run_tasks(factory, tasks, progress=...) -> results in the order of the tasks; `parallel.map_tasks` is one."""
 
 
 class ReleaseSettings(BaseModel):
@@ -66,7 +64,7 @@ class ReleaseSettings(BaseModel):
     format: FormatSettings = Field(
         default_factory=FormatSettings, description="What becomes of the maps before they are released."
     )
-    batch_size: int = Field(64, ge=1, description="Images explained at once.")
+    batch_size: int = Field(64, ge=1, description="Images explained at once, at most; fewer where they are large.")
     max_nonfinite: int = Field(
         0,
         ge=0,
@@ -84,13 +82,9 @@ class ReleaseSettings(BaseModel):
         return methods
 
 
-class Entry(BaseModel):
+class ReleaseEntry(Entry):
     """What NNNNNN.entry.json says of the shard beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    made_by: str = Field(description="digest of everything the shard was made from")
-    shard: ShardEntry = Field(description="its line for the index")
     fields: dict[str, FieldSchema] = Field(description="its schema")
     nonfinite: dict[str, int] = Field(description="NaN and infinite values that were stored as 0, by method")
     bytes_per_image: dict[str, int] = Field(description="what is released for one image, in bytes, by method")
@@ -124,29 +118,32 @@ class Explainer:
         """Make the shard of `task`, unless it is finished; its entry. WorkError when maps hold too many NaN or inf."""
         partition, number = task
         samples = self.index.entries(partition)[number].samples
-        found = finished_entry(self.out, task, self.made_by, samples)
+        found = finished_entry(ReleaseEntry, self.out, task, self.made_by, samples)
         if found is not None:
             return found.model_dump(mode="json")
-        released, nonfinite = self._explained(task)
-        shard = write_shard(shard_path(self.out, partition, number), released)
-        entry = Entry(
+        nonfinite: Counter[str] = Counter()
+        fields: dict[str, FieldSchema] = {}
+        shard = write_shard(shard_path(self.out, partition, number), self._explained(task, nonfinite, fields))
+        entry = ReleaseEntry(
             made_by=self.made_by,
             shard=shard,
-            fields=schema_of(released[0], self.units),
+            fields=fields,
             nonfinite=dict(nonfinite),
             bytes_per_image=self.bytes_per_image,
         )
-        write_json(entry_path(self.out, task), entry.model_dump(mode="json"))
+        entry.save(self.out, task)
         return entry.model_dump(mode="json")
 
-    def _explained(self, task: Task) -> tuple[list[dict[str, Any]], Counter[str]]:
-        """The release of every image of one shard, and the count of values that had to be replaced."""
+    def _explained(
+        self, task: Task, nonfinite: Counter[str], schema: dict[str, FieldSchema]
+    ) -> Iterator[dict[str, Any]]:
+        """The release of every image of one shard, a batch in memory at a time. Fills in the count of values that had
+        to be replaced and the schema of a sample. WorkError after the last one where the count is too high."""
         samples = read_shard(self.images, self.index, *task, fields=("png",))
-        released: list[dict[str, Any]] = []
-        nonfinite: Counter[str] = Counter()
         where: dict[str, list[str]] = {}
-        for start in range(0, len(samples), self.settings.batch_size):
-            batch = samples[start : start + self.settings.batch_size]
+        size = window(self.settings.batch_size, self.index.fields["png"].shape, EXPLAINED_VALUES)
+        for start in range(0, len(samples), size):
+            batch = samples[start : start + size]
             keys = [sample["__key__"] for sample in batch]
             fields = {}
             for name, values in self._computed(np.stack([sample["png"] for sample in batch])).items():
@@ -156,12 +153,12 @@ class Explainer:
                     where.setdefault(name, []).extend(key for key, bad in zip(keys, bad_B, strict=True) if bad)
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 fields[f"{name}.npy"] = self._formatted(name, values)
-            released += [
-                {"__key__": key} | {name: values[row] for name, values in fields.items()}
-                for row, key in enumerate(keys)
-            ]
+            for row, key in enumerate(keys):
+                sample = {"__key__": key} | {name: values[row] for name, values in fields.items()}
+                if not schema:
+                    schema.update(schema_of(sample, self.units))
+                yield sample
         self._check_finite(task, nonfinite, where)
-        return released, nonfinite
 
     def _computed(self, image_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         """The prediction (B, K) and the maps (B, M, h, w) of a batch, float32."""
@@ -210,7 +207,8 @@ def precompute(
     """Make the release set in `out` for the `partitions` of the image set `images`; only what is not there yet.
 
     InputError: a method that cannot explain this target, an image set without those partitions, or an `out` that holds
-    other releases. WorkError: maps with NaN or infinite values. `progress` counts shards.
+    other releases. WorkError: maps with NaN or infinite values. `progress` counts images, a shard at
+    a time.
     """
     index = Index.load(images)
     tasks = all_tasks(index, partitions)
@@ -220,12 +218,14 @@ def precompute(
         return kept
     _check_methods(load(target_folder), index, settings)
     make_private(out)
-    open_tasks = [task for task in tasks if finished_entry(out, task, digest(source), _samples(index, task)) is None]
+    sizes = {task: _samples(index, task) for task in tasks}
+    there = finished_entries(ReleaseEntry, out, sizes, digest(source))
+    open_tasks = [task for task in tasks if task not in there]
     if open_tasks:
         factory = functools.partial(Explainer, target_folder, images, out, settings, load, threads)
-        before = len(tasks) - len(open_tasks)
+        before = sum(sizes[task] for task in there)
         # Shards that an earlier run finished count as done: the bar shows the whole set.
-        run_tasks(factory, open_tasks, progress=lambda done, total, note: progress(before + done, before + total, note))
+        run_tasks(factory, open_tasks, progress=counted(progress, [sizes[task] for task in open_tasks], before))
     return finish(images, target_folder, out, settings, partitions)
 
 
@@ -236,18 +236,16 @@ def finish(
     index = Index.load(images)
     tasks = all_tasks(index, partitions)
     source = made_by(index, target_folder, settings)
-    entries: dict[Task, Entry] = {}
+    found: dict[Task, ReleaseEntry] = {}
     for task in tasks:
-        entry = finished_entry(out, task, digest(source), _samples(index, task), trust=True)
+        entry = finished_entry(ReleaseEntry, out, task, digest(source), _samples(index, task), trust=True)
         if entry is None:
             raise WorkError(f"The release shard {shard_path(out, *task)} is not finished; run the step again.")
-        entries[task] = entry
-    schemas = {
-        digest({name: schema.model_dump() for name, schema in entry.fields.items()}) for entry in entries.values()
-    }
+        found[task] = entry
+    schemas = {digest({name: schema.model_dump() for name, schema in entry.fields.items()}) for entry in found.values()}
     if len(schemas) > 1:
         raise WorkError(f"The shards in {out} differ in their fields; remove the folder and run the step again.")
-    nonfinite = sum((Counter(entry.nonfinite) for entry in entries.values()), Counter())
+    nonfinite = sum((Counter(entry.nonfinite) for entry in found.values()), Counter())
     if nonfinite.total() > settings.max_nonfinite:
         raise WorkError(
             f"Explanations hold {nonfinite.total()} NaN or infinite values ({dict(nonfinite)}); max_nonfinite allows "
@@ -259,17 +257,17 @@ def finish(
             **source,
             **_program(),
             "nonfinite": dict(nonfinite),
-            "bytes_per_image": entries[tasks[0]].bytes_per_image,
+            "bytes_per_image": found[tasks[0]].bytes_per_image,
         },
         label_names=(),
         synthetic=index.synthetic,
-        fields=entries[tasks[0]].fields,
+        fields=found[tasks[0]].fields,
         partitions={
-            partition: tuple(entries[task].shard for task in tasks if task[0] == partition) for partition in partitions
+            partition: tuple(found[task].shard for task in tasks if task[0] == partition) for partition in partitions
         },
     )
     releases.save(out)
-    _remove_entries(out, tasks)
+    remove_entries(out, tasks)
     return releases
 
 
@@ -306,30 +304,6 @@ def all_tasks(index: Index, partitions: Sequence[str] = PARTITIONS) -> list[Task
     return [(partition, number) for partition in partitions for number in range(len(index.partitions[partition]))]
 
 
-def entry_path(out: Path, task: Task) -> Path:
-    """Where the entry of the shard of `task` lies."""
-    return shard_path(out, *task).with_suffix(".entry.json")
-
-
-def finished_entry(out: Path, task: Task, wanted: str, samples: int, trust: bool = False) -> Entry | None:
-    """The entry of a shard that is finished, was made from `wanted` and is byte for byte what it was; else None.
-
-    `trust`: compare the size alone, where the same run has just read or written the bytes.
-    """
-    path = entry_path(out, task)
-    if not path.exists():
-        return None
-    try:
-        entry = Entry.model_validate(read_json(path))
-        content = shard_path(out, *task)
-        same = entry.shard.bytes == content.stat().st_size and (
-            trust or entry.shard.sha256 == sha256_of(content.read_bytes())
-        )
-    except (InputError, ValidationError, FileNotFoundError):
-        return None
-    return entry if same and entry.made_by == wanted and entry.shard.samples == samples else None
-
-
 def _samples(index: Index, task: Task) -> int:
     return index.partitions[task[0]][task[1]].samples
 
@@ -363,14 +337,9 @@ def _finished_set(out: Path, source: dict[str, Any], partitions: Sequence[str]) 
         )
     for partition, entries in found.partitions.items():
         # A kill may fall between the index and the removal of the entries.
-        _remove_entries(out, [(partition, number) for number in range(len(entries))])
+        remove_entries(out, [(partition, number) for number in range(len(entries))])
         for number, entry in enumerate(entries):
             path = shard_path(out, partition, number)
             if not path.exists() or path.stat().st_size != entry.bytes:
                 raise InputError(f"{path} is missing or cut; remove {out} and run the step again.")
     return found
-
-
-def _remove_entries(out: Path, tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        entry_path(out, task).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from xinv.nets.design import InverterDesign, ReleaseShape
-from xinv.report.design_words import UPSAMPLINGS, blocks_named, decoder_widths
+from xinv.report.design_words import UPSAMPLINGS, blocks_named, decoder_widths, widths_said
 from xinv.report.figures import ACCENT, FAINT, INK, SVG_STYLE, svg_uri
 
 WIDTH = 9.4  # inches, as all lengths here
@@ -155,15 +155,10 @@ def _asides(design: InverterDesign, sizes: list[int]) -> list[tuple[Box, list[bo
 
 def _notes(design: InverterDesign) -> list[str]:
     start = {"nearest": "repeated", "transposed": "by a transposed convolution", "pixel_shuffle": "by a linear layer"}
-    widths = (
-        f"channels double with every halving, to {design.width_limit:,} at most"
-        if design.schedule == "doubling"
-        else f"{design.width:,} / size channels"
-    )
     return [
         f"Blocks: {blocks_named(design)}.",
         f"From the vector to the first map: {start[design.upsampling]}. Upwards: {UPSAMPLINGS[design.upsampling]}.",
-        f"Widths: {widths}.",
+        f"{widths_said(design)}.",
     ]
 
 

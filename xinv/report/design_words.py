@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape
+from xinv.nets.design import PRESETS, REFERENCE_SIZE, InverterDesign, ReleaseShape
 from xinv.report.amounts import listed
 
 ACTIVATIONS = {"relu": "ReLU", "leaky_relu": "leaky ReLU", "gelu": "GELU", "silu": "SiLU", "tanh": "tanh"}
@@ -100,16 +100,26 @@ def _decoder(design: InverterDesign, sizes: list[int], channels: int) -> list[st
     }[design.upsampling]
     up = f" and goes up to {sizes[0]} px by {UPSAMPLINGS[design.upsampling]}" if len(sizes) > 1 else ""
     said = [f"{start}{up}: {_levels(sizes[::-1], widths[::-1])}."]
-    if design.schedule == "doubling":
-        said.append(f"Channels double with every halving, to {design.width_limit:,} at most.")
-    else:
-        said.append(f"A level of s px has {design.width:,} / s channels.")
+    said.append(f"{widths_said(design)}.")
     said.append(
         "A sigmoid keeps its values within [0, 1]."
         if design.head == "sigmoid"
         else "Its last step is linear: values may leave [0, 1]."
     )
     return said
+
+
+def widths_said(design: InverterDesign) -> str:
+    """How the channels of a level follow from its size, as the beginning of a sentence."""
+    limit = f"to {design.width_limit:,} at most"
+    if design.schedule == "doubling":
+        return f"Channels double with every halving, {limit}"
+    if design.schedule == "resolution":
+        return (
+            f"A level of {REFERENCE_SIZE} px has {design.width:,} channels, and they double with every halving, "
+            f"{limit} and {design.width_floor:,} at least"
+        )
+    return f"A level of s px has {design.width:,} / s channels"
 
 
 def decoder_widths(design: InverterDesign, sizes: list[int], channels: int) -> list[int]:
@@ -224,7 +234,8 @@ def effective(design: InverterDesign) -> dict[str, Any]:
         "token_width": not (design.summary == "patches" or crosses),
         "condition": design.fusion != "film",
         "full_size_blocks": not design.blocks,
-        "width_limit": design.schedule != "doubling",
+        "width_limit": design.schedule == "inverse_size",
+        "width_floor": design.schedule != "resolution",
     }
     found["encoder_width"] = design.encoder_width or design.width
     return {name: value for name, value in found.items() if not unused.get(name, False)}

@@ -1,12 +1,16 @@
-"""Pictures of the report, each a `data:` URI, so that the page loads nothing from anywhere.
+"""Pictures of the report, each a `data:` URI, so that the page loads nothing from anywhere. Large ones are reduced
+there, and kept beside the page in full size (`Beside`).
 
 Axes: H height, W width, C channels, M maps of one explanation.
 """
 
 import base64
 import io
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -16,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from xinv.files import make_private
 from xinv.report.measures import MINUS, Metric
 
 ACCENT = "#1f4e79"
@@ -144,10 +149,30 @@ def _dress(axes: Axes, metric: Metric, bars: Sequence[Bar]) -> None:
     axes.tick_params(axis="x", length=3, color="#c8ced3", labelcolor=FAINT, labelsize=8)
 
 
-def picture(image_HWC: np.ndarray) -> str:
-    """A uint8 picture, grey (C = 1) or RGB (C = 3), as a PNG `data:` URI, reduced to at most PICTURE_LIMIT pixels."""
+class Beside:
+    """The folder beside a page that holds its large pictures in full size. It comes to be with the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Those of an earlier page in `folder` are removed."""
+        self._folder = folder
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+    def keep(self, image: Image.Image, *name: str) -> str:
+        """Write `image` as a PNG named after the words of `name`, and return its address as the page links it. An empty
+        string where the page shows the image as it is."""
+        if max(image.size) <= PICTURE_LIMIT:
+            return ""
+        words = "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "-", word) for word in name)
+        file = make_private(self._folder) / f"{words}.png"
+        image.save(file, format="PNG")
+        return f"{self._folder.name}/{file.name}"
+
+
+def picture(image_HWC: np.ndarray) -> Image.Image:
+    """A uint8 picture, grey (C = 1) or RGB (C = 3)."""
     assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] in (1, 3), image_HWC.shape
-    return _png(Image.fromarray(image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC))
+    return Image.fromarray(image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC)
 
 
 def is_signed(maps: np.ndarray) -> bool:
@@ -155,8 +180,8 @@ def is_signed(maps: np.ndarray) -> bool:
     return bool((maps < 0).any())
 
 
-def explanation(map_MHW: np.ndarray, signed: bool) -> str:
-    """One released explanation as a PNG `data:` URI at its own resolution.
+def explanation(map_MHW: np.ndarray, signed: bool) -> Image.Image:
+    """One released explanation as a picture at its own resolution.
 
     Several maps are averaged. Signed ones are drawn around zero (blue negative, white zero, red positive), others from
     white (zero) to dark blue; each is scaled by its own largest magnitude, so brightness compares within a map only.
@@ -166,17 +191,19 @@ def explanation(map_MHW: np.ndarray, signed: bool) -> str:
     largest = float(np.abs(map_HW).max()) or 1.0
     share_HW = map_HW / largest
     colour_HWA = SIGNED_MAP((share_HW + 1.0) / 2.0) if signed else UNSIGNED_MAP(share_HW)
-    return _png(Image.fromarray((colour_HWA[:, :, :3] * 255.0 + 0.5).astype(np.uint8)))
+    return Image.fromarray((colour_HWA[:, :, :3] * 255.0 + 0.5).astype(np.uint8))
 
 
 def scale(signed: bool) -> str:
     """The colours of `explanation` from the least to the greatest value, one pixel high."""
     chosen = SIGNED_MAP if signed else UNSIGNED_MAP
     colour_WA = chosen(np.linspace(0.0, 1.0, 128))
-    return _png(Image.fromarray((colour_WA[None, :, :3] * 255.0 + 0.5).astype(np.uint8)))
+    return uri(Image.fromarray((colour_WA[None, :, :3] * 255.0 + 0.5).astype(np.uint8)))
 
 
-def _png(image: Image.Image) -> str:
+def uri(image: Image.Image) -> str:
+    """`image` as a PNG `data:` URI, reduced to at most PICTURE_LIMIT pixels a side."""
+    image = image.copy()
     image.thumbnail((PICTURE_LIMIT, PICTURE_LIMIT), Image.Resampling.BOX)
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)

@@ -4,16 +4,25 @@ Axes: N pictured images, H height, W width, C channels, M maps of one explanatio
 """
 
 import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from xinv.errors import InputError
 from xinv.report import figures, rows
 from xinv.report.rows import Scores
 
 PICTURED = 10  # people in the grid: more do not fit a page at a size at which one can see anything
+
+Keep = Callable[[Image.Image, int], str]
+"""Keeps the picture in that place of a strip in full size and tells its address; empty where it is not kept."""
+
+
+def nowhere(image: Image.Image, place: int) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class Strip:
     title: str
     detail: str
     pictures: tuple[str, ...]
+    full: tuple[str, ...]  # the address of each one in full size, empty where the page itself has that
     kind: str  # "original", "released", "reconstruction" or "control"
     crisp: bool  # enlarged without smoothing, so that every pixel is one square
 
@@ -36,17 +46,26 @@ class Gallery:
     signed: bool
     unsigned: bool
 
+    @property
+    def reduced(self) -> bool:
+        """Whether a picture is larger than the page shows it."""
+        return any(any(strip.full) for strip in self.strips)
 
-def gallery(scores: Scores, path: Path) -> Gallery:
+
+def gallery(scores: Scores, path: Path, beside: figures.Beside) -> Gallery:
     """The grid from the pictures.npz in `path`: `key` (N,) text, `original` (N, H, W, C) uint8, `map:<method>`
-    (N, M, h, w) float32, `reconstruction:<attack>` (N, H, W, C) uint8. The first PICTURED are shown. InputError when
-    the file is missing or damaged.
+    (N, M, h, w) float32, `reconstruction:<attack>` (N, H, W, C) uint8. The first PICTURED are shown. Those that are
+    reduced for the page are kept `beside` it in full size. InputError when the file is missing or damaged.
     """
     arrays = _load(path)
     keys = tuple(str(key) for key in arrays["key"][:PICTURED])
     maps = {name.partition(":")[2]: arrays[name][:PICTURED] for name in arrays if name.startswith("map:")}
     signed = {method: figures.is_signed(values) for method, values in maps.items()}
-    strips = [picture_strip("Original", "never seen by the attacker", "original", arrays["original"])]
+
+    def kept(name: str) -> Keep:
+        return lambda image, place: beside.keep(image, name, keys[place])
+
+    strips = [picture_strip("Original", "never seen by the attacker", "original", arrays["original"], kept("original"))]
     drawn: set[str] = set()
     title = rows.titles(scores)
     for row in rows.ordered_rows(
@@ -56,7 +75,7 @@ def gallery(scores: Scores, path: Path) -> Gallery:
         for method in row["release"]:
             if method in maps and method not in drawn and not control:
                 drawn.add(method)
-                strips.append(_map_strip(method, maps[method], signed[method]))
+                strips.append(_map_strip(method, maps[method], signed[method], kept(method)))
         name = f"reconstruction:{row['attack']}"
         if name in arrays:
             inverter = str(row["inverter"] or "")
@@ -65,23 +84,29 @@ def gallery(scores: Scores, path: Path) -> Gallery:
                 detail = "" if inverter.lower() == title[row["attack"]].lower() else inverter
             else:
                 detail = " · ".join(filter(None, (rows.row_title(row), inverter)))
-            strips.append(picture_strip(heading, detail, "control" if control else "reconstruction", arrays[name]))
+            kind = "control" if control else "reconstruction"
+            strips.append(picture_strip(heading, detail, kind, arrays[name], kept(row["attack"])))
     used = {signed[method] for method in drawn}
     return Gallery(keys, tuple(strips), signed=True in used, unsigned=False in used)
 
 
-def picture_strip(title: str, detail: str, kind: str, image_NHWC: np.ndarray) -> Strip:
-    pictures = tuple(figures.picture(image_HWC) for image_HWC in image_NHWC[:PICTURED])
-    return Strip(title, detail, pictures, kind, crisp=image_NHWC.shape[1] < 100)
+def picture_strip(title: str, detail: str, kind: str, image_NHWC: np.ndarray, keep: Keep = nowhere) -> Strip:
+    images = (figures.picture(image_HWC) for image_HWC in image_NHWC[:PICTURED])
+    return _strip(title, detail, kind, images, keep, crisp=image_NHWC.shape[1] < 100)
 
 
-def _map_strip(method: str, map_NMHW: np.ndarray, signed: bool) -> Strip:
+def _strip(title: str, detail: str, kind: str, images: Iterable[Image.Image], keep: Keep, crisp: bool) -> Strip:
+    found = [(figures.uri(image), keep(image, place)) for place, image in enumerate(images)]
+    return Strip(title, detail, tuple(uri for uri, _ in found), tuple(full for _, full in found), kind, crisp)
+
+
+def _map_strip(method: str, map_NMHW: np.ndarray, signed: bool, keep: Keep) -> Strip:
     maps, height, width = map_NMHW.shape[1:]
     detail = (
         f"released, {height} × {width} values" if maps == 1 else f"released, mean of {maps} maps of {height} × {width}"
     )
-    pictures = tuple(figures.explanation(map_MHW, signed) for map_MHW in map_NMHW)
-    return Strip(rows.explanation_title(method), detail, pictures, "released", crisp=height < 100)
+    images = (figures.explanation(map_MHW, signed) for map_MHW in map_NMHW)
+    return _strip(rows.explanation_title(method), detail, "released", images, keep, crisp=height < 100)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

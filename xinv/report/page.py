@@ -48,7 +48,8 @@ class RiskPanel:
 
 
 def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path) -> None:
-    """Write the report of an audit to `path`, atomically, as one self-contained HTML page.
+    """Write the report of an audit to `path`, atomically, as one self-contained HTML page. Pictures that are too large
+    for it are reduced there, and lie in the folder `pictures` beside it in full size.
 
     `scores` is the content of scores.json, `pictures` the pictures.npz beside it (`gallery`), `settings_yaml` is shown
     as it is. InputError when one is missing, damaged or of another schema.
@@ -71,7 +72,7 @@ def write_report(scores: Scores, pictures: Path, settings_yaml: str, path: Path)
             leak_lines=tables.leak_lines(scores),
             corrected=rows.compared(scores),
             detectable=tables.detectable(scores),
-            gallery=gallery(scores, pictures),
+            gallery=gallery(scores, pictures, figures.Beside(path.parent / "pictures")),
             scale={"signed": figures.scale(True), "unsigned": figures.scale(False)},
             metrics=rows.main_metrics(scores),
             explained_metrics=[

@@ -22,8 +22,8 @@ from xinv.report.search_words import REGIMES, Found, Trial, best_of, called, cau
 from xinv.report.tables import Cell, Group, Line, Sheet
 
 SPARED = (
-    *("epochs", "validate_every", "patience", "shuffle_window", "memory_mib", "deepspeed", "checkpoint_steps"),
-    *("recompute", "offload_optimizer", "offload_weights", "nvme", "compile"),
+    *("epochs", "validate_every", "patience", "shuffle_window", "memory_mib", "decoders", "deepspeed"),
+    *("checkpoint_steps", "recompute", "offload_optimizer", "offload_weights", "nvme", "compile"),
 )
 """Training settings that a table of differences leaves out: none of them changes what a trial learns here."""
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from xinv.audit import Screen, unseen
-from xinv.config import AuditConfig, bind_folder
+from xinv.binding import bind_folder
+from xinv.config import AuditConfig
 from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.keeping import kept_run

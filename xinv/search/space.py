@@ -145,7 +145,7 @@ class SearchSpace:
     def _narrower(self, candidate: Candidate) -> list[Candidate]:
         """The widest variant within the budgets, if any."""
         design = candidate.design
-        if design.schedule == "doubling":
+        if design.schedule != "inverse_size":
             for width in sorted((width for width in self.settings.width if width < design.width), reverse=True):
                 one = candidate.model_copy(update={"design": design.model_copy(update={"width": width})})
                 if self.refusal(one) is None:

@@ -37,7 +37,7 @@ def search(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    from xinv.config import bind_folder
+    from xinv.binding import bind_folder
     from xinv.progress import chatter_into
     from xinv.search import run as searches
     from xinv.search import settings as search_settings

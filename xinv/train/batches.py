@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
-from xinv.data.loader import Batch
+from xinv.data.loader import Batch, floated
 from xinv.errors import InputError
 
 
@@ -49,11 +50,11 @@ def _take(batch: Batch, rows: list[int], keep_weight: bool) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` with its tensors on `device`."""
+    """`batch` with its tensors on `device`, and as float32 there: pixels go over the bus as bytes."""
     if device.type == "cpu":
-        return batch
+        return floated(batch)
     prediction_BK, present_BG, attribute_BA = batch.prediction_BK, batch.present_BG, batch.attribute_BA
-    return replace(
+    moved = replace(
         batch,
         image_BCHW=batch.image_BCHW.to(device, non_blocking=True),
         label_B=batch.label_B.to(device, non_blocking=True),
@@ -63,3 +64,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         present_BG=None if present_BG is None else present_BG.to(device, non_blocking=True),
         attribute_BA=None if attribute_BA is None else attribute_BA.to(device, non_blocking=True),
     )
+    return floated(moved)
+
+
+def shrunk(batch: Batch, size: int) -> Batch:
+    """`batch` with images of `size` px a side, each pixel the mean of those that it stands for: what a network that
+    grows with its images is taught. Maps stay as they were released."""
+    if batch.image_BCHW.shape[2] == size:
+        return batch
+    return replace(batch, image_BCHW=F.adaptive_avg_pool2d(batch.image_BCHW, size))

@@ -28,9 +28,14 @@ class Group(Protocol):
         ...
 
     def run_tasks(
-        self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
+        self,
+        factory: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        progress: Progress = silent,
+        light: bool = False,
     ) -> list[Result]:
-        """Apply the function that `factory` builds to every task; the results in their order."""
+        """Apply the function that `factory` builds to every task; the results in their order. `light`: one core is
+        enough for each, and no GPU."""
         ...
 
     def close(self) -> None:
@@ -65,7 +70,11 @@ class InProcess:
             yield from records
 
     def run_tasks(
-        self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
+        self,
+        factory: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        progress: Progress = silent,
+        light: bool = False,
     ) -> list[Result]:
         """As `Group.run_tasks`, one task after another. Errors: as the function raised them."""
         with self._fresh():

@@ -22,18 +22,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from xinv.data.lessons import Lessons
-from xinv.data.loader import Batch, Reader
+from xinv.data.loader import Batch, Reader, floated
 from xinv.errors import WorkError
 from xinv.files import make_private, read_json, write_json
+from xinv.nets.growth import grow
+from xinv.nets.inverter import Inverter
 from xinv.progress import Progress, silent
-from xinv.train.batches import relabelled, split, to_device
+from xinv.train.batches import relabelled, shrunk, split, to_device
 from xinv.train.checkpoint import BEST, Checkpoints, TrainState
 from xinv.train.engine import Engine, process_group
 from xinv.train.losses import LossSettings
 from xinv.train.objectives import OBJECTIVES, Objective
 from xinv.train.presence import WithholdingReader
 from xinv.train.settings import TrainingSettings, learning_rate_at
-from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, fill, save_spec
+from xinv.train.weights import WEIGHTS, ClassifierSpec, InverterSpec, NetworkSpec, fill, load_weights, save_spec
 
 Events = Callable[[dict[str, Any]], None]
 """Called on rank 0 with one record a validation: {"step", "epoch", "values": {name: number}}. A run that continues from
@@ -71,6 +73,7 @@ class TrainJob(BaseModel):
         "untrained target",
     )
     start: Path | None = Field(None, description="trained network of the same shape to start from")
+    small: Path | None = Field(None, description="trained inverter of the same design for smaller images to grow from")
     frozen: tuple[str, ...] = Field((), description="parts of the network (submodules) that keep their weights")
     partition: str = Field(description="trained on; PARTITION_validation selects")
     limit: int | None = Field(None, description="train on so many images of the partition; null: on all")
@@ -145,6 +148,9 @@ def validations(job: TrainJob, progress: Progress = silent, halt: Callable[[], b
         _acquaint(network, data, job.settings.batch_size)
     if job.start is not None:
         fill(network, job.start)
+    if job.small is not None:
+        assert isinstance(network, Inverter), "only inverters grow"
+        grow(network, load_weights(job.small))
     for name in job.frozen:
         network.get_submodule(name).requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -169,6 +175,8 @@ def _reader(job: TrainJob, partition: str) -> Reader | Lessons:
         "seed": job.seed,
         "window": settings.shuffle_window,
         "memory_bytes": settings.memory_mib << 20,
+        "decoders": settings.decoders,
+        "as_stored": True,
         "limit": job.limit if partition == job.partition else None,
     }
     if job.lessons is not None:
@@ -250,7 +258,7 @@ class _Fit:
         pieces = split(self._asked(batch), self.engine.accumulation)
         total = torch.zeros(3, dtype=torch.float64)
         for piece in pieces:
-            piece = to_device(piece, self.engine.device)
+            piece = self._placed(piece)
             output = self.engine.forward(*self.objective.inputs(piece))
             weighted = (self.objective.loss_B(output, piece) * piece.weight_B).sum()
             self.engine.backward(weighted * (self.world * len(pieces) / batch.samples))
@@ -264,6 +272,10 @@ class _Fit:
         """The batch with identities in place of labels, where the network tells people apart."""
         return relabelled(batch, self.answers) if self.answers else batch
 
+    def _placed(self, batch: Batch) -> Batch:
+        """The batch on the device, its images at the size that the network works at."""
+        return shrunk(to_device(batch, self.engine.device), self.job.network.size)
+
     def validate(self, data: Reader | Lessons) -> dict[str, float]:
         """Means of the selection loss and of metrics over every image of `data`, each counted once, equal on all ranks.
 
@@ -273,7 +285,7 @@ class _Fit:
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
             for batch in data.once(self.job.settings.batch_size, self.rank, self.world):
-                batch = to_device(self._asked(batch), self.engine.device)
+                batch = self._placed(self._asked(batch))
                 output = self.engine.forward(*self.objective.inputs(batch))
                 values = {"loss": self.objective.selection_B(output, batch), **self.objective.metrics_B(output, batch)}
                 for name, value_B in values.items():
@@ -320,7 +332,7 @@ def _acquaint(network: Any, data: Reader | Lessons, batch_size: int) -> None:
     sums: dict[str, Tensor] = {}
     level_C = torch.zeros((), dtype=torch.float64)
     count = 0
-    for batch in data.once(batch_size):
+    for batch in map(floated, data.once(batch_size)):
         count += len(batch.key)
         level_C = level_C + batch.image_BCHW.double().mean((2, 3)).sum(0)
         for name, map_BMHW in batch.maps.items():

@@ -128,6 +128,18 @@ def _is_lost_peer(error: Exception) -> bool:
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Why Ray ended the training processes, in a line."""
+    text = str(error).strip()
+    if "out of memory" in text.lower() or "OutOfMemory" in type(error).__name__:
+        return (
+            "a machine's memory was full, and Ray ended one of them. Lower micro_batch or workers.count, or leave the "
+            "machine to this work alone; `xinv plan` says what each training takes."
+        )
+    lines = text.splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 class _Fitter:
     """An actor that makes Ray Train's blocking call. Not a thread of the audit: Ray ends a process in which some thread
     still waits for it after `ray.shutdown`, and a blocked thread cannot be stopped. An actor can be killed."""
@@ -280,12 +292,20 @@ class TrainingGroup:
                     return
 
     def run_tasks(
-        self, factory: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], progress: Progress = silent
+        self,
+        factory: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        progress: Progress = silent,
+        light: bool = False,
     ) -> list[Result]:
-        """`parallel.map_tasks` on the same workers."""
-        if self._settings.gpus:
+        """`pool.map_tasks` on the same workers."""
+        settings = self._settings
+        connect(settings)
+        if light:
+            settings = settings.model_copy(update={"cpus": 1, "gpus": 0})
+        elif settings.gpus:
             self.close()  # it holds the GPUs that the tasks need
-        return map_tasks(factory, tasks, settings=self._settings, log=self._log, progress=progress)
+        return map_tasks(factory, tasks, settings=settings, log=self._log, progress=progress)
 
     def _check(self, outcome: dict[str, Any]) -> None:
         """Raise what the training raised."""
@@ -318,8 +338,7 @@ class TrainingGroup:
         try:
             ray.get(self._fit)
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            return lines[-1] if lines else type(error).__name__
+            return reason_of(error)
         return "the group was closed."
 
     def close(self, patience: float = 30) -> None:

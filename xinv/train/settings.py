@@ -57,6 +57,13 @@ class TrainingSettings(BaseModel):
     patience: int = Field(0, ge=0, description="stop after so many validations without improvement (0: never)")
     shuffle_window: int = Field(16384, ge=1, description="images among which the order is shuffled, shard by shard")
     memory_mib: int = Field(2048, ge=1, description="decoded shards kept in memory by each rank, in MiB")
+    decoders: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="processes of each rank that decode images and maps ahead, where they do not fit into memory_mib; "
+        "0: a thread of the rank does it",
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="further DeepSpeed settings, passed through verbatim"
     )

@@ -183,10 +183,18 @@ def read_spec(folder: Path, kind: type[Spec]) -> Spec:
 
 def fill(network: nn.Module, folder: Path) -> None:
     """Put the weights of a stage folder into `network`. InputError when there are none, or of another shape."""
+    try:
+        network.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS} does not fit {NETWORK} beside it: {error}") from error
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a stage folder on the CPU, by name. InputError when there are none, or the file is damaged."""
     path = folder / WEIGHTS
     try:
-        network.load_state_dict(load_file(path))
+        return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: this network was never trained to its end.") from None
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit {NETWORK} beside it: {error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
