@@ -50,7 +50,8 @@ def held(engine: Engine) -> dict[str, int]:
     if partitioned:
         gradients += count(iter([zero.grad_partitions_flat_buffer]))
     moments = count(value for state in inner.state.values() for value in state.values() if isinstance(value, Tensor))
-    masters = count(part.detach() for group in inner.param_groups for part in group["params"])
+    # Between steps DeepSpeed takes its master weights out of the optimizer's groups.
+    masters = count(part.detach() for part in getattr(zero, "fp32_partitioned_groups_flat", ()))
     return {"weights": weights, "gradients": gradients, "optimizer": moments + masters}
 
 

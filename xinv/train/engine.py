@@ -143,6 +143,14 @@ class Engine:
         if settings.zero_stage == 0 and world == 1:
             # DeepSpeed would copy all gradients into one buffer and back, to reduce them over one rank.
             self._engine.enable_backward_allreduce = False
+        if settings.zero_stage == 3 and settings.offload_optimizer == settings.offload_weights == "none":
+            # Weights of fp32 are their own masters. DeepSpeed means to keep one copy of them
+            # (stage3._create_fp32_partitions) and makes two, because it compares a device with a device's name.
+            pairs = zip(
+                self._optimizer.fp32_partitioned_groups_flat, self._optimizer.fp16_partitioned_groups_flat, strict=True
+            )
+            for master, weights in pairs:
+                master.data = weights.data
         if settings.compile:
             self._engine.compile()
         self.network = network
