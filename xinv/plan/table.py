@@ -92,7 +92,7 @@ def _time(found: Outlook) -> list[str]:
     if found.seconds is None:
         return ["Time: say what a GPU reaches (--rate 120tflops, --rate 850images), or measure it here (--measure)."]
     rates = {prospect.rate.words() for prospect in found.prospects if prospect.rate is not None}
-    rate = rates.pop() if len(rates) == 1 else "as measured for each training"
+    rate = f"at {rates.pop()}" if len(rates) == 1 else "each at the rate that was measured"
     hours = found.seconds * found.ranks.count / 3600
     unit = "GPU-hours" if found.ranks.device == "cuda" else "rank-hours"
-    return [f"Time: {clock(found.seconds)} for all trainings, {hours:.3g} {unit}, at {rate}"]
+    return [f"Time: {clock(found.seconds)} for all trainings, {hours:.3g} {unit}, {rate}"]
