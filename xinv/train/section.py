@@ -43,6 +43,9 @@ OWNED_ZERO: dict[str, str] = {
     "elastic_checkpoint": "nothing: checkpoints are converted by themselves when the number of workers changes",
 }
 
+LIVE = 50_000_000
+"""Weights that ZeRO-3 keeps gathered at a time, but for a layer that is larger: 200 MB in fp32."""
+
 OFFLOADS: dict[str, str] = {"offload_optimizer": "offload_optimizer", "offload_param": "offload_weights"}
 """Parts of DeepSpeed's zero_optimization that say where something lies: what decides the place, `device`, is ours."""
 
@@ -91,6 +94,10 @@ def deepspeed_section(
         # elements, which would leave nearly every convolution replicated at stage 3.
         "reduce_bucket_size": min(50_000_000, sum(sizes)),
         "stage3_param_persistence_threshold": 1_000,
+        # By its defaults DeepSpeed would keep every weight of a network below a thousand million gathered through a
+        # step. With these a rank holds the layers at hand, and those that come next.
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
         **given,
         "stage": settings.zero_stage,
     }
