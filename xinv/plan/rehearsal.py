@@ -148,7 +148,9 @@ class _Rehearsal(Audit):
         """The images' source and who gets which of them; none where it cannot be opened here."""
         opened = _opened(self.config.data.model_dump_json(), self.config.seed)
         if isinstance(opened, str):
-            self.assumed.append(f"data.source cannot be opened here, so labels and people are assumed: {opened}")
+            self.assumed.append(
+                f"data.source cannot be opened here, so labels and people are assumed: {str(opened).rstrip('.')}"
+            )
             return None, {}
         return opened
 
