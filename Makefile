@@ -37,7 +37,8 @@ test-cluster: .venv/dev ## jobs on a real Slurm of two nodes, in network namespa
 	@test "$$(id -u)" = 0 || { echo 'make test-cluster needs root: it makes network namespaces and starts slurmd' >&2; exit 1; }
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
-bench: .venv/dev ## the figures of tests/bench
+bench: .venv/dev ## the figures of tests/bench; writes tests/bench/RESULTS.md
+	$(BIN)/python tests/bench/all.py
 	$(BIN)/python tests/bench/demo_cost.py
 	$(BIN)/python tests/bench/explanations.py
 	$(BIN)/python tests/bench/search.py

@@ -1,4 +1,4 @@
-"""The verbs `xinv submit`, `xinv plan` and `xinv jobs`: each calls one function and prints what it answers."""
+"""The verbs `xinv submit` and `xinv jobs`: each calls one function and prints what it answers."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launch.arithmetic import check_memory
 from launch.job import Job, Records, Request, Status
 from launch.places import place_of
 from launch.site import load_site
@@ -68,13 +69,13 @@ def submit(
     if dry_run:
         print(backend.render(request))
         return
-    lines = [*backend.check(request), *_storage(request)]
+    lines = [*backend.check(request), *check_memory(request, on, local), *check_storage(request)]
     job = send(request, on, functools.partial(place_of, site=local), Records(), again)
     if as_json:
         print(json.dumps({**_described(job), "checked": lines}))
         return
     console = screen()
-    for line in [*_asks(request), *lines]:
+    for line in [*asks(request), *lines]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{job.handle} sent to {on} as {job.ident}; run folder {job.request.work.folder}", soft_wrap=True)
     console.print(f"Follow it: xinv jobs logs -f {job.handle}", soft_wrap=True)
@@ -86,38 +87,7 @@ SUBMIT_HELP = help_text(
 )
 
 
-def plan(
-    config: Config,
-    overrides: Overrides = None,
-    on: On = "local",
-    verb: VerbOption = None,
-    nodes: Nodes = None,
-    cpus_per_node: Cpus = None,
-    gpus_per_node: Gpus = None,
-    memory_per_node: Memory = None,
-    limit: Time = None,
-    partition: Partition = None,
-    site: SiteFile = None,
-    as_json: AsJson = False,
-) -> None:
-    asked = Asked(nodes, cpus_per_node, gpus_per_node, memory_per_node, limit, partition)
-    local = load_site(site)
-    request = request_of(verb, config, overrides or (), on, asked, local)
-    lines = [*place_of(on, local).check(request), *_storage(request)]
-    if as_json:
-        print(json.dumps({"shape": request.shape.model_dump(), "command": request.arguments(None), "checked": lines}))
-        return
-    for line in [*_asks(request), *lines]:
-        screen().print(line, markup=False, soft_wrap=True)
-
-
-PLAN_HELP = help_text(
-    "Compare what a job would ask for with what the place offers, and send nothing.",
-    "xinv plan configs/digits.yaml --on slurm --nodes 2 --gpus-per-node 8",
-)
-
-
-def _storage(request: Request) -> list[str]:
+def check_storage(request: Request) -> list[str]:
     """Look from here at where finished work is to be kept. InputError where it does not take any."""
     if request.work.storage is None:
         return []
@@ -125,7 +95,7 @@ def _storage(request: Request) -> list[str]:
     return [f"{request.work.storage} takes, gives back and lists objects"]
 
 
-def _asks(request: Request) -> list[str]:
+def asks(request: Request) -> list[str]:
     settings = ", ".join(request.work.placed(request.shape))
     limit = f", for at most {clock(request.seconds)}" if request.seconds else ""
     return [f"{request.work.verb} {request.work.config} asks for {request.shape.words()}{limit}; it sets {settings}"]

@@ -38,6 +38,9 @@ class RaySite(BaseModel):
     token: Path | None = Field(
         None, description="file with the cluster's token, where RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH name none"
     )
+    gpu_memory: str | None = Field(
+        None, description="memory of a GPU there, such as 80GiB: a job whose trainings cannot fit is not sent"
+    )
     headers: dict[str, str] = Field(default_factory=dict, description="HTTP headers for a proxy before the dashboard")
     verify: bool | Path = Field(True, description="certificates of https: checked; by this file or folder; false: not")
     python: str = Field("python", description="interpreter on the head node; python: the first on the path of its Ray")

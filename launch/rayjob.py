@@ -78,6 +78,9 @@ class KubernetesSite(BaseModel):
     tolerations: tuple[Toleration, ...] = ()
     scales: bool = Field(False, description="nodes come on demand: a job may ask for more than the present ones offer")
     gpu_resource: str = Field("nvidia.com/gpu", description="what the device plugin calls a GPU")
+    gpu_memory: str | None = Field(
+        None, description="memory of a GPU there, such as 80GiB: a job whose trainings cannot fit is not sent"
+    )
     memory: int | None = Field(None, ge=1, description="GiB of each node where --memory-per-node says nothing")
     shared_memory: int = Field(4, ge=1, description="GiB of /dev/shm; counts towards the memory of the pod")
     head_apart: bool = Field(False, description="the head runs no training: one small pod more, and it takes no GPU")

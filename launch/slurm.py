@@ -85,6 +85,9 @@ class SlurmSite(BaseModel):
     constraint: str | None = Field(None, description="features that nodes must have, as sbatch takes them: a100&ib")
     time: str | None = Field(None, description="limit where --time names none, such as 12:00:00; null: the partition's")
     gpu_type: str | None = Field(None, description="type of GPU to ask for, such as a100; null: any")
+    gpu_memory: str | None = Field(
+        None, description="memory of a GPU there, such as 80GiB: a job whose trainings cannot fit is not sent"
+    )
     header: tuple[str, ...] = Field((), description="more options of sbatch, such as --mail-type=END, a line each")
     srun: tuple[str, ...] = Field((), description="more options of srun, such as --container-image=... (pyxis)")
     prelude: tuple[str, ...] = Field((), description="shell lines before the job starts, such as module load cuda/12")

@@ -34,9 +34,20 @@ class Asked:
     partition: str | None = None
 
 
-def request_of(verb: Verb | None, config: Path, overrides: Sequence[str], on: str, asked: Asked, site: Site) -> Request:
-    """The job of `xinv VERB CONFIG OVERRIDES` on a place, validated as the verb itself would. InputError as there."""
-    work = work_of(verb or verb_of(config), config, tuple(overrides))
+def request_of(
+    verb: Verb | None,
+    config: Path,
+    overrides: Sequence[str],
+    on: str,
+    asked: Asked,
+    site: Site,
+    needs_inputs: bool = True,
+) -> Request:
+    """The job of `xinv VERB CONFIG OVERRIDES` on a place, validated as the verb itself would. InputError as there.
+
+    `needs_inputs`: whether the files that it reads must be there.
+    """
+    work = work_of(verb or verb_of(config), config, tuple(overrides), needs_inputs)
     shape = _shape(work.shape(), work.cpus, asked)
     work.placed(shape)
     identity = digest([on, work.verb, work.identity, str(work.folder)])

@@ -133,8 +133,10 @@ def verb_of(config: Path) -> Verb:
     return Verb.search if "base" in tree else Verb.audit
 
 
-def work_of(verb: Verb, config: Path, overrides: tuple[str, ...]) -> Work:
+def work_of(verb: Verb, config: Path, overrides: tuple[str, ...], needs_inputs: bool = True) -> Work:
     """The work of `xinv VERB CONFIG OVERRIDES`, its configuration read and validated by the verb's own rules.
+
+    `needs_inputs`: whether the files that it reads must be there.
 
     Raises:
         InputError: the configuration is wrong, or names a file that is not there.
@@ -142,7 +144,7 @@ def work_of(verb: Verb, config: Path, overrides: tuple[str, ...]) -> Work:
     found = _READERS[verb](config, overrides)
     paths = tuple(dict.fromkeys(path.absolute() for path in found.pop("inputs")))
     missing = [path for path in paths if not path.exists()]
-    if missing:
+    if missing and needs_inputs:
         raise InputError(f"{config} reads {missing[0]}, which is not there. Put it there, or name another file.")
     given = tuple(override.split("=", 1)[0] for override in overrides)
     return Work(verb=verb, config=config, given=given, inputs=paths, **found)

@@ -83,7 +83,7 @@ def test_a_job_is_cancelled_and_sent_again(toy: Toy, capsys: pytest.CaptureFixtu
         (["submit", str(DEMO), "--on", "toy", "--time", "soon"], ["soon", "12:00:00"]),
         (["submit", str(DEMO), "--on", "toy", "--site", "nowhere.yaml"], ["nowhere.yaml"]),
         (["submit", str(DEMO), "--on", "toy", "--verb", "search"], ["demo.yaml"]),
-        (["plan", str(DEMO), "--nodes", "2"], ["--nodes", "one machine"]),
+        (["plan", str(DEMO), "--on", "local", "--nodes", "2"], ["--nodes", "one machine"]),
         (["submit", str(DEMO), "--on", "toy", "storage=/proc/nowhere"], ["storage /proc/nowhere", "cannot"]),
         (["jobs", "status", "nobody"], ["nobody", "none"]),
     ],
@@ -113,7 +113,7 @@ def test_a_site_file_is_read_and_its_mistakes_named(
 
 
 def test_a_plan_shows_what_is_asked_for_and_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, "plan", str(DEMO), "workers.count=1")
+    out = said(capsys, "plan", str(DEMO), "--on", "local", "workers.count=1")
     assert "asks for 1 node of 1 CPUs" in out and f"this machine has {os.cpu_count()} CPUs" in out
 
 

@@ -259,13 +259,6 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_contradicting_deepspeed_section_is_refused() -> None:
-    with pytest.raises(ValueError, match="gradient_clipping would contradict"):
-        TrainingSettings(deepspeed={"gradient_clipping": 2.0})
-    with pytest.raises(ValueError, match=r"zero_optimization\.stage is 3"):
-        TrainingSettings(zero_stage=1, deepspeed={"zero_optimization": {"stage": 3}})
-
-
 def test_missing_images_are_one_clear_error(tmp_path: Path) -> None:
     job = TrainJob(
         folder=tmp_path / "job",

@@ -80,7 +80,8 @@ def run(
         The content of scores.json; an empty dict where `until` comes before it.
 
     Raises:
-        InputError: the input is wrong; nothing was lost. WorkError: the work failed.
+        InputError: the input is wrong, or a training cannot fit into memory; nothing was lost. WorkError: the work
+            failed.
     """
     bind(config)
     busy = (
@@ -94,6 +95,10 @@ def run(
         try:
             if group is not None:
                 return Audit(config, screen, tracker, group).run(until)
+            if until != "images" and not (config.folder / "scores.json").exists():
+                from xinv.plan.check import check_here  # which goes through the stages of this file
+
+                check_here({"": config})
             with TrainingGroup(config.workers, make_private(config.folder / "ray"), config.folder / "log.txt") as own:
                 return Audit(config, screen, tracker, own).run(until)
         finally:
@@ -124,10 +129,7 @@ class Audit:
             return {}
         self._check_methods(images, imported)
         target = self.target(images, imported)
-        evaluators = {
-            name: self.classifier("evaluator", part, images, self.config.seed + 2)
-            for name, part in self.config.evaluators.items()
-        }
+        evaluators = self.evaluators(images)
         if until == "target":
             return {}
         releases = self.explain("releases", images, target, self.config.release)
@@ -176,6 +178,13 @@ class Audit:
 
         return self.stage("images", "Images", identity, work)
 
+    def evaluators(self, images: Finished) -> dict[str, Finished]:
+        """The judges, by name."""
+        return {
+            name: self.classifier("evaluator", part, images, self.config.seed + 2)
+            for name, part in self.config.evaluators.items()
+        }
+
     def target(self, images: Finished, imported: ImportedTarget | None) -> Finished:
         """The network under audit: the user's own, or trained here."""
         part = self.config.target
@@ -202,7 +211,7 @@ class Audit:
                 settings=part.network,
                 channels=self.config.data.channels,
                 size=self.config.data.size,
-                **answers(part, images.folder),
+                **self.answers(part, images),
             )
             return self.train(
                 TrainJob(
@@ -219,6 +228,10 @@ class Audit:
             )
 
         return self.stage(role, f"{role.capitalize()}: {part.network.network}", identity, work)
+
+    def answers(self, part: ClassifierPart, images: Finished) -> dict[str, Any]:
+        """What a classifier is to tell apart, as fields of ClassifierSpec."""
+        return answers(part, images.folder)
 
     def explain(
         self,

@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.cli import PLAN_HELP, SUBMIT_HELP, jobs, plan, submit
+from launch.cli import SUBMIT_HELP, jobs, submit
+from launch.plan import PLAN_HELP, plan
 from xinv.console import AsJson, help_text, print_table, screen
 from xinv.errors import InputError, WorkError
 from xinv.search.verb import SEARCH_HELP, search

@@ -28,7 +28,17 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from xinv.extension import COMPILER_MEND, built_here, op_library, op_needed, prepare, search_path, stale_lock
+from xinv.extension import (
+    AIO_MEND,
+    COMPILER_MEND,
+    aio_possible,
+    built_here,
+    op_library,
+    op_needed,
+    prepare,
+    search_path,
+    stale_lock,
+)
 from xinv.track import key_source
 
 __all__ = ["Check", "diagnose", "prepare"]
@@ -66,6 +76,7 @@ def diagnose(folder: Path = Path()) -> list[Check]:
             ninja,
             partial(package, "deepspeed"),
             deepspeed_op,
+            deepspeed_aio,
             partial(package, "ray"),
             ray_dashboard,
             ray_token,
@@ -309,6 +320,14 @@ def deepspeed_op() -> Check:
         mend = "run: xinv doctor --prepare"
         return Check(name, "warn", "built by another environment; the first training will build it anew", mend)
     return Check(name, "ok", f"built, in {library.parent}")
+
+
+def deepspeed_aio() -> Check:
+    """Whether weights can be offloaded to an NVMe disk, which most trainings never do."""
+    name = "deepspeed nvme"
+    if aio_possible():
+        return Check(name, "ok", "weights can be offloaded to a disk")
+    return Check(name, "ok", f"no libaio; only training.offload_weights: nvme needs it: {AIO_MEND}")
 
 
 # ------------------------------------------------------------------------------------------------------------ Ray, W&B

@@ -24,6 +24,9 @@ from xinv.progress import Progress, silent
 OP = "deepspeed_shm_comm"
 BUILD_LIMIT_S = 900.0
 BUILD_USUAL_S = 30.0
+AIO_OPS = ("async_io", "pin_memory")
+"""Operations that DeepSpeed compiles at the first training with weights on an NVMe disk; they take minutes."""
+AIO_MEND = "install libaio's headers (Debian, Ubuntu: apt-get install libaio-dev)"
 COMPILER_MEND = "install g++ (Debian, Ubuntu: apt-get install g++), or name a compiler in CXX"
 
 
@@ -75,9 +78,22 @@ def before_loading() -> None:
     and not wait for a dead build."""
     os.environ["PATH"] = search_path()
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_own_cache()))
-    lock = stale_lock()
-    if lock is not None:
-        lock.unlink(missing_ok=True)
+    for name in (OP, *AIO_OPS):
+        lock = stale_lock(name)
+        if lock is not None:
+            lock.unlink(missing_ok=True)
+
+
+def aio_possible() -> bool:
+    """Whether DeepSpeed's operation for NVMe disks is built, or libaio is there to build it with."""
+    if op_library(AIO_OPS[0]).exists():
+        return True
+    program = "#include <libaio.h>\nint main() { return io_setup(0, nullptr); }\n"
+    command = [os.environ.get("CXX") or "c++", "-x", "c++", "-", "-laio", "-o", os.devnull]
+    try:
+        return subprocess.run(command, input=program, text=True, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 _BUILD = """
@@ -88,13 +104,13 @@ if builder is not None and builder.is_compatible():
 """
 
 
-def stale_lock() -> Path | None:
-    """The lock file that a killed build of the operation left, if there is one.
+def stale_lock(name: str = OP) -> Path | None:
+    """The lock file that a killed build of the operation `name` left, if there is one.
 
     torch takes the lock at every load and holds it open while it builds; nobody holding it open on this machine means
     that its owner is gone. (A home shared by several machines: the owner may be on another one.)
     """
-    lock = op_library().with_name("lock")
+    lock = op_library(name).with_name("lock")
     seen = None
     for pause in (0.2, 0.0):  # looked at twice: its owner lets go of it just before removing it
         try:
@@ -128,10 +144,10 @@ def op_needed() -> bool:
     return not torch.cuda.is_available()
 
 
-def op_library() -> Path:
-    """Where the compiled operation is kept: in TORCH_EXTENSIONS_DIR where the user sets it, else in our cache."""
+def op_library(name: str = OP) -> Path:
+    """Where a compiled operation is kept: in TORCH_EXTENSIONS_DIR where the user sets it, else in our cache."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return (Path(root).resolve() if root else _own_cache()) / OP / f"{OP}.so"
+    return (Path(root).resolve() if root else _own_cache()) / name / f"{name}.so"
 
 
 def _own_cache() -> Path:

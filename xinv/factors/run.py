@@ -26,6 +26,7 @@ from xinv.files import make_private, read_json, write_atomic
 from xinv.keeping import kept_run
 from xinv.overrides import dump_yaml
 from xinv.parallel import disconnect
+from xinv.plan.check import check_here
 from xinv.stage import lock
 from xinv.track import Tracker
 from xinv.train.run import TrainingGroup
@@ -61,6 +62,7 @@ def run(config: FactorsConfig, screen: Screen = unseen) -> dict[str, Any]:
         tracker = Tracker(config.folder, expanded.base.track, config.name, shown, config.folder / "log.txt")
         try:
             tracker.check()
+            _check_memory(config, expanded)
             work = _in_turn if config.trials.in_turn else _together
             work(config, expanded, tracker, screen)
             return _report(config, expanded, screen)
@@ -68,6 +70,18 @@ def run(config: FactorsConfig, screen: Screen = unseen) -> dict[str, Any]:
             tracker.close()
             disconnect()
             shutil.rmtree(config.folder / "ray", ignore_errors=True)
+
+
+def _check_memory(config: FactorsConfig, expanded: Expanded) -> None:
+    """InputError where a training of a trial cannot fit into memory. Side by side, each trains on one rank."""
+    workers = expanded.base.workers if config.trials.in_turn else worker_settings(config, expanded.base.workers)
+    check_here(
+        {
+            expanded.origins[name]: trial.model_copy(update={"workers": workers})
+            for name, trial in expanded.configs.items()
+            if not (trial.folder / "scores.json").exists()
+        }
+    )
 
 
 def resolved(config: FactorsConfig, expanded: Expanded) -> dict[str, Any]:

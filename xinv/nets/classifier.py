@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xinv.errors import InputError
 from xinv.nets.blocks import ResidualBlock, make_activation, make_norm
+from xinv.nets.recompute import Levels
 from xinv.nets.vit import ClassToken, PatchMap, PatchTokens, SelfAttention, TransformerBlock
 
 CAM_SIZE = 14  # halving goes on while a map is at least this large, so that the last one is 7x7 to 13x13
@@ -111,21 +112,24 @@ def _cnn(width: int, channels: int, size: int, classes: int) -> Classifier:
     cam_name = f"features.{len(layers) - 2}"  # the last ReLU
     hidden = 8 * width
     embedding = nn.Sequential(nn.Linear(fan_in * (sizes[-1] // 2) ** 2, hidden), nn.ReLU())
-    return Classifier(nn.Sequential(*layers), embedding, nn.Linear(hidden, classes), cam_name)
+    return Classifier(Levels(layers, range(3, len(layers) + 1, 3)), embedding, nn.Linear(hidden, classes), cam_name)
 
 
 def _residual(width: int, channels: int, size: int, classes: int) -> Classifier:
     sizes = level_sizes(size)
     widths = _widths(width, len(sizes))
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+    ends = []
     for level, width_here in enumerate(widths):
         if level:
             layers.append(nn.Conv2d(widths[level - 1], width_here, 2, stride=2))
         layers.append(ResidualBlock(width_here, width_here, "group", "gelu"))
+        ends.append(len(layers))
     layers += [make_norm("group", widths[-1]), make_activation("gelu")]
     cam_name = f"features.{len(layers) - 1}"
     layers.append(nn.AdaptiveAvgPool2d(1))
-    return Classifier(nn.Sequential(*layers), nn.Identity(), nn.Linear(widths[-1], classes), cam_name)
+    levels = Levels(layers, [*ends[:-1], len(layers)])
+    return Classifier(levels, nn.Identity(), nn.Linear(widths[-1], classes), cam_name)
 
 
 def _vit(width: int, channels: int, size: int, classes: int) -> Classifier:
@@ -133,7 +137,8 @@ def _vit(width: int, channels: int, size: int, classes: int) -> Classifier:
     token = 4 * width
     tokens = PatchTokens(channels, size, size // level_sizes(size)[-1], token)
     blocks = [TransformerBlock(token) for _ in range(VIT_BLOCKS)]
-    features = nn.Sequential(tokens, *blocks[:-1], PatchMap(tokens.side), blocks[-1], ClassToken(token))
+    layers = [tokens, *blocks[:-1], PatchMap(tokens.side), blocks[-1], ClassToken(token)]
+    features = Levels(layers, range(1, len(layers) + 1))
     return Classifier(features, nn.Identity(), nn.Linear(token, classes), f"features.{VIT_BLOCKS}.grid")
 
 
@@ -151,7 +156,8 @@ def _gnime_cnn(width: int, channels: int, size: int, classes: int) -> Classifier
     cam_name = f"features.{len(layers) - 2}"
     dense: list[nn.Module] = [nn.Linear(fan_in * size**2, 16 * width), nn.ReLU()]
     embedding = nn.Sequential(nn.Dropout(0.5), *dense, nn.Dropout(0.5)) if large else nn.Sequential(*dense)
-    return Classifier(nn.Sequential(*layers), embedding, nn.Linear(16 * width, classes), cam_name)
+    features = Levels(layers, range(3, len(layers) + 1, 3))
+    return Classifier(features, embedding, nn.Linear(16 * width, classes), cam_name)
 
 
 NETWORKS = {"cnn": _cnn, "residual": _residual, "vit": _vit, "gnime_cnn": _gnime_cnn}

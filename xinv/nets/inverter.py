@@ -32,6 +32,7 @@ from xinv.nets.blocks import (
 )
 from xinv.nets.design import PRESETS, InverterDesign, ReleaseShape, preset
 from xinv.nets.patches import Cells, PatchTokens, TokenMixer
+from xinv.nets.recompute import Levelled
 
 __all__ = ["PRESETS", "Inverter", "InverterDesign", "ReleaseShape", "build_inverter", "preset"]
 
@@ -56,7 +57,7 @@ class PredictionBranch(nn.Module):
         return (F.log_softmax(logit_BK, dim=1) + self.shift).clamp(min=0)
 
 
-class Encoder(nn.Module):
+class Encoder(Levelled):
     """Maps (B, M, H, W) to a vector (B, hidden) and, on the way, one activation map a level before it is pooled.
 
     `widths` and `sizes` are those of the activation maps; `skips` says which of them go to the decoder.
@@ -87,10 +88,14 @@ class Encoder(nn.Module):
         features = []
         feature_BCHW = self.stem(map_BMHW)
         for level in self.levels:
-            feature_BCHW = level(feature_BCHW).contiguous(memory_format=self.layout)
-            features.append(feature_BCHW)
-            feature_BCHW = self.pool(feature_BCHW)
+            activation_BCHW, feature_BCHW = self.through(self._descend, level, feature_BCHW)
+            features.append(activation_BCHW)
         return self.activation(self.hidden(torch.flatten(feature_BCHW, 1))), features
+
+    def _descend(self, level: nn.Module, feature_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The activation map of a level, and what goes on to the next one."""
+        feature_BCHW = level(feature_BCHW).contiguous(memory_format=self.layout)
+        return feature_BCHW, self.pool(feature_BCHW)
 
 
 class DecoderLevel(nn.Module):
@@ -130,7 +135,7 @@ class DecoderLevel(nn.Module):
         return self.up(feature_BCHW)
 
 
-class Decoder(nn.Module):
+class Decoder(Levelled):
     """A vector (B, D), skips by level, a condition (B, E) and tokens (B, T, E) to an image (B, C, H, W)."""
 
     def __init__(self, design: InverterDesign, vector: int, skips: list[int], channels: int, size: int) -> None:
@@ -176,8 +181,8 @@ class Decoder(nn.Module):
         feature_BCHW = self.start(vector_BD)
         for level, layer in zip(reversed(range(len(self.levels))), self.levels, strict=True):
             skip_BCHW = skips[level] if level < len(skips) else None
-            feature_BCHW = layer(feature_BCHW, skip_BCHW, condition_BE, token_BTE)
-        return self.head(feature_BCHW)
+            feature_BCHW = self.through(layer, feature_BCHW, skip_BCHW, condition_BE, token_BTE)
+        return self.through(self.head, feature_BCHW)
 
 
 def _layout(design: InverterDesign) -> torch.memory_format:

@@ -21,8 +21,10 @@ from xinv.report.search_final import final_gallery, final_table
 from xinv.report.search_words import REGIMES, Found, Trial, best_of, called, cautions, presets_of, trial_of, verdict
 from xinv.report.tables import Cell, Group, Line, Sheet
 
-SPARED = ("epochs", "validate_every", "patience", "shuffle_window", "memory_mib", "decoders", "deepspeed",
-          "checkpoint_steps")  # fmt: skip
+SPARED = (
+    *("epochs", "validate_every", "patience", "shuffle_window", "memory_mib", "decoders", "deepspeed"),
+    *("checkpoint_steps", "recompute", "offload_optimizer", "offload_weights", "nvme", "compile"),
+)
 """Training settings that a table of differences leaves out: none of them changes what a trial learns here."""
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xinv.errors import InputError
+from xinv.plan.room import PROCESS_BYTES
 from xinv.search.settings import SearchConfig
 
-PROCESS_BYTES = 1_200 << 20
-"""Memory of one worker process before it trains: Python, torch, DeepSpeed and Ray (1.1 GB measured on a CPU)."""
 GROUP_BYTES = 2_300 << 20
 """Memory of the eight processes of Ray Tune and Ray Train beside the workers of a trial of several (2.25 GB resident,
 1.35 GB of it their own, measured on a CPU)."""

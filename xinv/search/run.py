@@ -22,6 +22,7 @@ from xinv.errors import WorkError
 from xinv.files import make_private
 from xinv.keeping import kept_run
 from xinv.parallel import WorkerSettings, connect, disconnect, resources
+from xinv.plan.check import check_here
 from xinv.progress import Progress, Show, unshown
 from xinv.search.best import ranked, status, write_best
 from xinv.search.comparison import discard_stale
@@ -76,6 +77,7 @@ def run(
             with TrainingGroup(workers, make_private(config.folder / "ray"), log) as group:
                 if not (config.folder / TRIALS).exists():
                     _check_place(config, workers, screen)
+                    check_here({"": base.model_copy(update={"workers": workers})}, ["target"])
                 task = Ground(base, screen, tracker, group).task(config.release, config.epochs)
             record = Record(config.folder)
             try:

@@ -282,9 +282,12 @@ class _Fit:
         `loss` is what selects (an inverter's MSE, unclamped); `train_loss` beside it is in units of what is trained on.
         """
         self.engine.train(False)
+        settings = self.job.settings
+        # A rank sees no more images at once than in training: what fits there fits here.
+        rows = min(settings.batch_size, (settings.micro_batch or settings.batch_size) * self.world)
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
-            for batch in data.once(self.job.settings.batch_size, self.rank, self.world):
+            for batch in data.once(rows, self.rank, self.world):
                 batch = self._placed(self._asked(batch))
                 output = self.engine.forward(*self.objective.inputs(batch))
                 values = {"loss": self.objective.selection_B(output, batch), **self.objective.metrics_B(output, batch)}

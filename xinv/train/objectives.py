@@ -48,6 +48,14 @@ def _right(logit_BK: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {"accuracy": (logit_BK.argmax(1) == batch.label_B).float()}
 
 
+def _image(network: nn.Module) -> Callable[[Batch], tuple[Any, ...]]:
+    """The image, laid out as the network computes fastest: of colour images the plain CNN's step takes 1.6 times less
+    with channels last (bf16, CPU), a GroupNorm's 1.2 times more."""
+    grouped = any(isinstance(part, nn.GroupNorm) for part in network.modules())
+    layout = torch.contiguous_format if grouped else torch.channels_last
+    return lambda batch: (batch.image_BCHW.contiguous(memory_format=layout),)
+
+
 def _release(batch: Batch) -> tuple[Any, ...]:
     assert batch.prediction_BK is not None, "an inverter needs releases"
     inputs = batch.prediction_BK, list(batch.maps.values())
@@ -76,7 +84,7 @@ def _agrees(logit_BK: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 def _classify(network: nn.Module, loss: LossSettings = PLAIN) -> Objective:
     """Cross-entropy on the label."""
-    return Objective(lambda batch: (batch.image_BCHW,), _cross_entropy, _cross_entropy, _right)
+    return Objective(_image(network), _cross_entropy, _cross_entropy, _right)
 
 
 def _classify_attributes(network: nn.Module, loss: LossSettings = PLAIN) -> Objective:
@@ -93,12 +101,12 @@ def _classify_attributes(network: nn.Module, loss: LossSettings = PLAIN) -> Obje
         assert batch.attribute_BA is not None
         return {"accuracy": (first_guesses(logit_BV, groups) == batch.attribute_BA).float().mean(1)}
 
-    return Objective(lambda batch: (batch.image_BCHW,), wrong, wrong, metrics)
+    return Objective(_image(network), wrong, wrong, metrics)
 
 
 def _distil(network: nn.Module, loss: LossSettings = PLAIN) -> Objective:
     """Kullback-Leibler divergence from the target's class probabilities (Hinton et al. 2015, at temperature 1)."""
-    return Objective(lambda batch: (batch.image_BCHW,), _learn_from_target, _learn_from_target, _agrees)
+    return Objective(_image(network), _learn_from_target, _learn_from_target, _agrees)
 
 
 def _invert(network: nn.Module, loss: LossSettings = PLAIN) -> Objective:

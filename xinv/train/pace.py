@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from xinv.nets.recompute import recompute
 from xinv.train.engine import bf16_in_hardware, pick_device
 from xinv.train.settings import TrainingSettings
 from xinv.train.weights import InverterSpec
@@ -40,6 +41,7 @@ def images_per_second(spec: InverterSpec, settings: TrainingSettings, threads: i
 def _timed(spec: InverterSpec, settings: TrainingSettings, device: torch.device) -> float:
     batch = min(settings.batch_size, settings.micro_batch or settings.batch_size)
     network = spec.build().to(device)
+    recompute(network, settings.recompute)
     logit_BK = torch.randn(batch, spec.classes, device=device)
     maps = [torch.randn(batch, *shape, device=device) for shape in spec.maps]
     image_BCHW = torch.rand(batch, spec.channels, spec.size, spec.size, device=device)
