@@ -17,10 +17,11 @@ import pytest
 from storages import own_key, s3, server
 
 from xinv import storage as storages
+from xinv.bucket import check, check_nodes, open_url
 from xinv.errors import InputError, WorkError
 from xinv.signing import KEY_FILE, key_path
 from xinv.stage import MARK, Store
-from xinv.storage import KEPT, MARKER, Storage, check, check_nodes, opened
+from xinv.storage import KEPT, MARKER, Storage, opened
 
 __all__ = ["own_key", "s3", "server"]  # fixtures
 
@@ -275,7 +276,7 @@ def test_a_key_that_cannot_be_used(
 
 def test_check_leaves_nothing_behind(url: str, tmp_path: Path) -> None:
     check(url)
-    files, root = storages._open(url)
+    files, root = open_url(url)
     assert files.find(root) == []
 
 

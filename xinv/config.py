@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from xinv.bucket import StorageUrl, local_path
 from xinv.data.build import DataSettings
 from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
@@ -20,7 +21,6 @@ from xinv.overrides import apply, dump_yaml, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
-from xinv.storage import StorageUrl, local_path
 from xinv.track import TrackSettings
 from xinv.train.imported import ImportedSettings
 from xinv.train.losses import LossSettings

@@ -26,6 +26,8 @@ REMOTE = "remote.json"
 SHARD = ".tar"
 """What the names of files end in that are fetched when they are read, and not before."""
 
+_OVERFULL: set[Path] = set()  # folders of sets where this process found all in use that had to go
+
 
 class Remote(BaseModel):
     """remote.json: from where the shards beside it come. No credentials: those are in the environment."""
@@ -48,6 +50,20 @@ class Remote(BaseModel):
             write_json(folder / REMOTE, self.model_dump(mode="json"))
 
 
+class _Held(io.BufferedReader):
+    """A fetched shard that stays until it is closed. Then it may go, where room was wanting while it was in use."""
+
+    def __init__(self, file: io.FileIO, sets: Path, most: int | None) -> None:
+        super().__init__(file)
+        self._sets, self._most = sets, most
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for no more than a removal
+
+    def close(self) -> None:
+        super().close()
+        if self._most is not None and self._sets in _OVERFULL:
+            _make_room(self._sets, self._most)
+
+
 def opened(path: Path, size: int, sha256: str) -> io.BufferedReader:
     """The shard `path` for reading, fetched first where it is missing here and its set is in a storage. It stays where
     it is until it is closed. What was just fetched has this size and hash; what was here is the caller's to check.
@@ -61,25 +77,27 @@ def opened(path: Path, size: int, sha256: str) -> io.BufferedReader:
     if remote is None:
         return path.open("rb")
     make_private(path.parent)
-    found = _held(path)
+    found = _held(path, remote.most)
     if found is not None:
         return found
     with _lock_of(path).open("a") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        return _held(path) or _fetched(remote, folder, path, size, sha256)
+        found = _held(path, remote.most) or _fetched(remote, folder, path, size, sha256)
+    if remote.most is not None:
+        _make_room(folder.parent, remote.most)  # others came at the same time
+    return found
 
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def _held(path: Path) -> io.BufferedReader | None:
-    """The file at `path`, which nobody removes until it is closed; None where there is none."""
+def _held(path: Path, most: int | None) -> _Held | None:
+    """The file at `path`; None where there is none."""
     try:
-        stream = path.open("rb")
+        stream = _Held(io.FileIO(path), path.parent.parent.parent, most)
     except FileNotFoundError:
         return None
-    fcntl.flock(stream, fcntl.LOCK_SH)  # waits for no more than a removal
     if os.fstat(stream.fileno()).st_nlink:
         _lock_of(path).touch()
         return stream
@@ -87,8 +105,8 @@ def _held(path: Path) -> io.BufferedReader | None:
     return None
 
 
-def _fetched(remote: Remote, folder: Path, path: Path, size: int, sha256: str) -> io.BufferedReader:
-    """The shard from the storage, as `_held`. For who has the lock of `path`."""
+def _fetched(remote: Remote, folder: Path, path: Path, size: int, sha256: str) -> _Held:
+    """The shard from the storage. For who has the lock of `path`."""
     for left in path.parent.glob(f".{path.name}.*.partial"):
         left.unlink(missing_ok=True)  # by a fetch that was killed
     if remote.most is not None:
@@ -99,15 +117,15 @@ def _fetched(remote: Remote, folder: Path, path: Path, size: int, sha256: str) -
                 f"{path} is not here, and storage {remote.url} has lost it, or gave other bytes than {folder.name} was "
                 f"kept with. Remove {folder}: the same command makes the set again, and keeps it."
             )
-        stream = draft.open("rb")
-        fcntl.flock(stream, fcntl.LOCK_SH)  # of the file, whatever its name: it is held before anybody sees it
+        # A lock is of the file, whatever its name: this one is held before anybody else sees it.
+        stream = _Held(io.FileIO(draft), folder.parent, remote.most)
     _lock_of(path).touch()
     return stream
 
 
 def _make_room(sets: Path, most: int) -> None:
-    """Remove fetched shards of the sets in the folder `sets` until `most` bytes of them are left, or only such as
-    somebody reads or waits for; the longest unused first."""
+    """Remove fetched shards of the sets in the folder `sets`, the longest unused first, until `most` bytes of them are
+    left; or only such as somebody reads or waits for, and then it is tried again when this process closes one."""
     found: list[tuple[int, int, Path]] = []
     for remote in sets.glob(f"*/{REMOTE}"):
         for path in remote.parent.glob(f"*/[!.]*{SHARD}"):
@@ -115,9 +133,9 @@ def _make_room(sets: Path, most: int) -> None:
                 found.append((_lock_of(path).stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
-        if total <= most:
-            return
-        total -= size if _removed(path) else 0
+        if total > most and _removed(path):
+            total -= size
+    (_OVERFULL.add if total > most else _OVERFULL.discard)(sets)
 
 
 def _removed(path: Path) -> bool:

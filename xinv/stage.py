@@ -15,10 +15,11 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from xinv.bucket import local_path
 from xinv.errors import InputError
 from xinv.files import digest, make_private, read_json, write_atomic, write_json
 from xinv.remote import REMOTE, SHARD, Remote
-from xinv.storage import Storage, local_path
+from xinv.storage import Storage
 
 MARK = "stage.json"
 
