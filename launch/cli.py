@@ -15,9 +15,9 @@ from launch.site import load_site
 from launch.submit import Asked, Place, again_from, refreshed, request_of
 from launch.submit import submit as send
 from launch.work import Verb
+from xinv.bucket import check
 from xinv.console import AsJson, help_text, print_table, screen
 from xinv.progress import clock
-from xinv.storage import check
 
 jobs = typer.Typer(invoke_without_command=True, help="List, watch, end and repeat the jobs that were submitted here.")
 

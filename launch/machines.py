@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.job import Request
+from xinv.bucket import check_nodes
 from xinv.errors import InputError
 from xinv.files import make_private, write_atomic
 from xinv.parallel import connect
-from xinv.storage import check_nodes
 
 LIMIT = 120.0
 """Seconds within which every machine of a cluster must have answered."""

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from launch.job import Request
 from launch.work import GIB
+from xinv.bucket import check_nodes
 from xinv.errors import InputError
 from xinv.files import digest
-from xinv.storage import check_nodes
 
 ANNOTATION = "xinv/request"
 """Says which request a RayJob was made from: a second submission of the same one is recognised by it."""

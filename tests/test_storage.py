@@ -17,15 +17,16 @@ import pytest
 from storages import own_key, s3, server
 
 from xinv import storage as storages
+from xinv.bucket import check, check_nodes, open_url
 from xinv.errors import InputError, WorkError
 from xinv.signing import KEY_FILE, key_path
 from xinv.stage import MARK, Store
-from xinv.storage import KEPT, MARKER, Storage, check, check_nodes, opened
+from xinv.storage import KEPT, MARKER, Storage, opened
 
 __all__ = ["own_key", "s3", "server"]  # fixtures
 
 IDENTITY = {"size": 32}
-CONTENT = {"index.json": b"{}", "victim/000000.tar": b"a" * 3000, "victim/000001.tar": b"b" * 2000}
+CONTENT = {"network.json": b"{}", "weights/0.safetensors": b"a" * 3000, "weights/1.safetensors": b"b" * 2000}
 
 
 class PowerCutError(BaseException):
@@ -186,7 +187,7 @@ def test_without_a_storage_nothing_is_written_elsewhere(tmp_path: Path) -> None:
 
 def forge_file(kept: Storage, name: str) -> None:
     """Other bytes, as many, under the same name."""
-    path = next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith("000000.tar"))
+    path = next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith("/0.safetensors"))
     kept._files.pipe_file(path, b"x" * len(kept._files.cat_file(path)))
 
 
@@ -194,7 +195,7 @@ def forge_list(kept: Storage, name: str) -> None:
     """A list that names other hashes, its signature left as it was."""
     path = f"{kept._root}/{name}/{KEPT}"
     found = json.loads(kept._files.cat_file(path))
-    found["files"]["victim/000000.tar"][1] = "0" * 64
+    found["files"]["weights/0.safetensors"][1] = "0" * 64
     kept._files.pipe_file(path, json.dumps(found).encode())
 
 
@@ -208,7 +209,7 @@ def forge_signature(kept: Storage, name: str) -> None:
 
 def transplant(kept: Storage, name: str) -> None:
     """A folder that was truly signed, under the name of another."""
-    kept.put("stages/another", {"index.json": key_path()})
+    kept.put("stages/another", {"network.json": key_path()})
     for path in kept._files.find(f"{kept._root}/stages/another"):
         kept._files.pipe_file(path.replace("stages/another", name), kept._files.cat_file(path))
 
@@ -220,7 +221,9 @@ def spoil(kept: Storage, name: str) -> None:
 
 def lose(kept: Storage, name: str) -> None:
     """One file is gone."""
-    kept._files.rm_file(next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith(".tar")))
+    kept._files.rm_file(
+        next(path for path in kept._files.find(f"{kept._root}/{name}") if path.endswith(".safetensors"))
+    )
 
 
 @pytest.mark.parametrize("forge", [forge_file, forge_list, forge_signature, transplant, spoil, lose])
@@ -273,7 +276,7 @@ def test_a_key_that_cannot_be_used(
 
 def test_check_leaves_nothing_behind(url: str, tmp_path: Path) -> None:
     check(url)
-    files, root = storages._open(url)
+    files, root = open_url(url)
     assert files.find(root) == []
 
 

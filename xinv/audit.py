@@ -118,7 +118,9 @@ class Audit:
     group: Group
 
     def __post_init__(self) -> None:
-        self.store = Store(self.config.runs / "stages", opened(self.config.storage))
+        gib = self.config.cache_gib
+        most = None if gib is None else int(gib * 2**30)
+        self.store = Store(self.config.runs / "stages", opened(self.config.storage), most)
 
     def run(self, until: Stop) -> dict[str, Any]:
         imported = None if until == "images" else checked_target(self.config)

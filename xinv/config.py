@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from xinv.bucket import StorageUrl, local_path
 from xinv.data.build import DataSettings
 from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
@@ -20,7 +21,6 @@ from xinv.overrides import apply, dump_yaml, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.release.methods import METHODS
 from xinv.release.precompute import ReleaseSettings
-from xinv.storage import StorageUrl, local_path
 from xinv.track import TrackSettings
 from xinv.train.imported import ImportedSettings
 from xinv.train.losses import LossSettings
@@ -29,7 +29,7 @@ from xinv.train.settings import TrainingSettings
 
 ControlName = Literal["mean_image", "other_image", "same_class_image", "random_target", "nearest_neighbour"]
 
-UNBOUND = ("runs", "storage", "workers", "track")
+UNBOUND = ("runs", "storage", "cache_gib", "workers", "track")
 """Parts that may differ between two runs of one audit: where it runs and who is told changes no result."""
 
 
@@ -235,6 +235,12 @@ class AuditConfig(BaseModel):
         None,
         description="URL where finished steps, checkpoints and run folders are kept too, reconstructions among them, "
         "so that another machine can go on: s3://bucket/folder, gs://, abfs://, a path. null: nowhere",
+    )
+    cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of shards on this disk, at most, that were fetched from `storage`; the longest unused are "
+        "removed, and fetched again. null: all are kept",
     )
     seed: int = Field(0, ge=0, description="behind every random choice: partitions, weights, order, resamples")
     data: DataSettings

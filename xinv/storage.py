@@ -23,17 +23,14 @@ import functools
 import json
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
-from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator
-
+from xinv.bucket import check, local_path, open_url, reason
 from xinv.errors import InputError, WorkError
 from xinv.files import make_private, sha256_of_file, write_atomic
 from xinv.signing import KEY_FILE, agrees, fingerprint, key_path, make_key, read_key, signature
@@ -42,133 +39,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 KEPT, MARKER = "kept.json", "xinv-storage.json"
-PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "az": "adlfs",
-}
-"""Protocols that need a package of their own, and its name."""
-
-CHECK_LIMIT = 60.0  # seconds for `check`
 TRIES, FIRST_WAIT = 6, 0.5  # half a minute in all before an operation counts as failed
 WIDTH = 8  # files at once
 ABSENT = 30.0  # seconds for which what was not there is not asked for again
-
-
-def _plain(url: str) -> str:
-    """ValueError for a URL that could not go into resolved.yaml, or that is no place."""
-    parts = urlsplit(url)
-    if not url.strip() or "::" in url or parts.query or parts.fragment:
-        raise ValueError(f"expected one plain URL such as s3://bucket/folder, got {url!r}")
-    if "@" in parts.netloc and PACKAGES.get(parts.scheme) != "adlfs":  # abfs://container@account is a place
-        raise ValueError(
-            "the URL holds credentials, and the run folder shows it to others; give them in the way of the object "
-            "store's own client (environment, profile, role)"
-        )
-    return url
-
-
-StorageUrl = Annotated[str, AfterValidator(_plain)]
-
-
-def local_path(url: str) -> Path | None:
-    """The folder that a bare path or file: URL names; None for any other."""
-    parts = urlsplit(url)
-    if parts.scheme in ("file", "local"):
-        return Path(parts.netloc + parts.path)
-    return None if "://" in url else Path(url).expanduser().absolute()
-
-
-def _open(url: str) -> tuple[Any, str]:
-    """(fsspec's file system, path of `url` in it). InputError where the protocol is unknown or lacks its package."""
-    from fsspec.core import url_to_fs
-
-    path, protocol = local_path(url), urlsplit(url).scheme
-    try:
-        # What others wrote a moment ago is looked for: no listing is remembered.
-        files, root = url_to_fs(url if path is None else str(path), use_listings_cache=False)
-    except ImportError as error:
-        package = PACKAGES.get(protocol, f"the package for {protocol}")
-        raise InputError(f"storage {url} needs a package: pip install {package} on every machine ({error}).") from None
-    except ValueError as error:
-        raise InputError(f"storage {url} cannot be opened: {error}. Known: {', '.join(['file', *PACKAGES])}.") from None
-    return files, root.rstrip("/")
-
-
-def check(url: str, limit: float = CHECK_LIMIT) -> None:
-    """Write, read, list and remove a small object below `url`, from this machine.
-
-    Raises:
-        InputError: names what failed: a package or a bucket that is missing, credentials, a permission, or no answer
-            within `limit` seconds.
-    """
-    outcome: list[InputError | None] = []
-    thread = threading.Thread(target=lambda: outcome.append(_tried(url)), daemon=True)
-    thread.start()
-    thread.join(limit)
-    if not outcome:
-        raise InputError(f"storage {url} does not answer within {limit:.0f} s. Check the URL, endpoint and network.")
-    if outcome[0] is not None:
-        raise outcome[0]
-
-
-def _tried(url: str) -> InputError | None:
-    """Why `url` cannot be used; None where it can."""
-    doing, content = "be opened", secrets.token_bytes(16)
-    try:
-        files, root = _open(url)
-        path = f"{root}/check-{secrets.token_hex(8)}/probe"
-        folder = path.rpartition("/")[0]
-        local = local_path(url)
-        doing = "be written to"
-        if local is not None:
-            make_private(local)
-            Path(folder).mkdir()
-        files.pipe_file(path, content)
-        doing = "be read"
-        if files.cat_file(path) != content:
-            return InputError(f"storage {url} gives back something else than was written to it a moment ago.")
-        doing = "be listed"
-        if len(files.find(folder)) != 1:
-            return InputError(f"storage {url} does not list what was written to it a moment ago.")
-        doing = "have objects removed"
-        files.rm_file(path)
-        if local is not None:
-            Path(folder).rmdir()
-    except InputError as error:
-        return error
-    except Exception as error:  # every object store's client has exceptions of its own
-        return InputError(f"storage {url} cannot {doing} from this machine: {_reason(error)}")
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """What an exception of fsspec or of a client means, and its own words."""
-    own = f"{type(error).__name__}: {error}".splitlines()[0]
-    if "credential" in own.lower():
-        return f"no credentials are found here, or they are not accepted ({own})."
-    if isinstance(error, PermissionError):
-        return f"no permission ({own})."
-    if isinstance(error, FileNotFoundError):
-        return f"no such bucket or container; make it first, xinv makes none ({own})."
-    return f"{own}."
-
-
-def check_nodes(url: str, runs: Path, nodes: int, shared: bool) -> None:
-    """InputError where several machines are to work on run folders that they do not share (`shared`: they do).
-
-    Ranks write one checkpoint together, and each worker reads what another has made. A storage keeps what is finished;
-    it is no disk that they could do this on.
-    """
-    if nodes > 1 and not shared:
-        raise InputError(
-            f"The {nodes} machines of this job do not see one {runs}, and the processes of one run need a disk in "
-            f"common beside storage ({url}): name a folder on one as runs, or ask for one machine with all the GPUs."
-        )
 
 
 @functools.cache
@@ -181,22 +54,36 @@ def opened(url: str | None) -> "Storage | None":
     if url is None:
         return None
     check(url)
+    storage = Storage(url)
+    storage.begin()
+    return storage
+
+
+@functools.cache
+def reading(url: str) -> "Storage":
+    """The storage at `url` for `fetch` alone, which needs no key and asks nothing beforehand. Once a process."""
     return Storage(url)
 
 
 class Storage:
     """Folders kept below a URL that `check` has passed."""
 
+    id: str
+    _secret: bytes
+
     def __init__(self, url: str) -> None:
         self.url = url
-        self._files, self._root = _open(url)
+        self._files, self._root = open_url(url)
         self._local = local_path(url) is not None
         self._hashes: dict[tuple[int, int, int, int], str] = {}
         self._absent: dict[str, float] = {}
-        self.id, self._secret = self._begin()
+        self._failed: dict[str, tuple[float, WorkError]] = {}
 
-    def _begin(self) -> tuple[str, bytes]:
-        """(id of the storage, key); a storage that is new gets its id."""
+    def begin(self) -> None:
+        """Find out its id and the key; a storage that is new gets its id. InputError as `opened`."""
+        self.id, self._secret = self._begun()
+
+    def _begun(self) -> tuple[str, bytes]:
         try:
             found = json.loads(self._again("read", lambda: self._files.cat_file(f"{self._root}/{MARKER}")))
             ident, begun_with = str(found["id"]), str(found["key"])
@@ -262,16 +149,19 @@ class Storage:
             signed = signature(self._secret, {"name": name, "files": described})
             self._write(f"{self._root}/{name}/{KEPT}", {"name": name, "files": described, "hmac": signed})
         except FileNotFoundError as error:
-            raise WorkError(f"storage {self.url} does not take files any more: {_reason(error)}") from error
+            raise WorkError(f"storage {self.url} does not take files any more: {reason(error)}") from error
         self._absent.pop(name, None)
         if tidy:
             wanted = {*keys.values(), f"{self._root}/{name}/{KEPT}"}
             self._remove([path for path in there if path not in wanted])
         return signed
 
-    def get(self, name: str, folder: Path) -> dict[str, Any] | None:
+    def get(self, name: str, folder: Path, later: str | None = None) -> dict[str, Any] | None:
         """Fetch what is kept under `name` into `folder`, which is made anew; its kept.json, or None where nothing is
         kept that this key has signed, or a file is not what was signed.
+
+        Args:
+            later: end of the names of files that are left for `fetch`; here it is only seen that they are there.
 
         Raises:
             WorkError: the storage did not give it, however often it was tried. OSError: the disk here.
@@ -284,17 +174,14 @@ class Storage:
         for parent in {(folder / path).parent for path in found["files"]}:
             make_private(parent)
 
+        left = {path for path in found["files"] if later is not None and path.endswith(later)}
+        there = self._sizes(name) if left else {}
+
         def fetch(path: str) -> bool:
             size, sha256 = found["files"][path]
-            key, file = self._address(name, path, sha256), folder / path
-            try:
-                self._again("read", lambda: self._files.get_file(key, str(file)))
-            except FileNotFoundError:
-                return False
-            if file.stat().st_size == size and sha256_of_file(file) == sha256:
-                return True
-            self._remove([key])  # or the next upload would take it for its own
-            return False
+            if path in left:
+                return there.get(self._address(name, path, sha256)) == size
+            return self.fetch(name, path, size, sha256, folder / path)
 
         sound = dict(zip(found["files"], _each(fetch, found["files"]), strict=True))
         damaged = [path for path, is_sound in sound.items() if not is_sound]
@@ -304,6 +191,31 @@ class Storage:
         self._absent[name] = time.monotonic()
         rmtree(folder)
         return None
+
+    def fetch(self, name: str, path: str, size: int, sha256: str, file: Path) -> bool:
+        """Fetch one file of what is kept under `name` into `file`, where it is kept with this size and hash. (One of
+        other bytes is removed there: the next upload would take it for its own.)
+
+        Raises:
+            WorkError: the storage does not answer, however often it was tried, or is gone. OSError: the disk here.
+        """
+        key = self._address(name, path, sha256)
+        failed, error = self._failed.get(key, (-ABSENT, None))
+        if error is not None and time.monotonic() - failed < ABSENT:
+            raise error  # several threads want one file: those that waited do not begin again
+        try:
+            self._again("read", lambda: self._files.get_file(key, str(file)))
+        except FileNotFoundError:
+            if self._again("read", lambda: self._files.exists(f"{self._root}/{MARKER}")):
+                return False
+            raise WorkError(f"storage {self.url} is gone: there is no {MARKER} any more.") from None
+        except WorkError as failure:
+            self._failed[key] = time.monotonic(), failure
+            raise
+        if file.stat().st_size == size and sha256_of_file(file) == sha256:
+            return True
+        self._remove([key])
+        return False
 
     def drop(self, name: str) -> None:
         """Forget what is kept under `name`."""
@@ -371,7 +283,7 @@ class Storage:
                     raise
                 if not left or isinstance(error, PermissionError) or "credential" in type(error).__name__.lower():
                     raise WorkError(
-                        f"storage {self.url} could not {doing}: {_reason(error)} What was done is safe on this "
+                        f"storage {self.url} could not {doing}: {reason(error)} What was done is safe on this "
                         "machine; the same command continues and uploads what is missing."
                     ) from error
             time.sleep(wait)

@@ -7,9 +7,10 @@ as it was.
 Axes: N samples of a shard, A attributes.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 from xinv.data.attributes import Attribute, positions
 from xinv.data.decoding import Request
 from xinv.data.fields import FieldSchema
-from xinv.data.shards import Index, Stamp, look_into, shard_path, value_of
+from xinv.data.shards import Index, Stamp, look_into, open_shard, shard_path, stamp_of, value_of
 from xinv.errors import InputError
+from xinv.remote import Remote
 
 REMEMBERED = 1 << 18  # samples, a few hundred bytes each: shards beyond them are checked again when they are used again
 
@@ -59,6 +61,9 @@ class Catalog:
         self._samples = 0  # of the shards in `_known`
         self._lock = threading.Lock()
         self._checking: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        remotes = [found for folder, _ in sets if (found := Remote.of(folder))]
+        self.remote = bool(remotes)
+        self._most = min((found.most for found in remotes if found.most is not None), default=None)
 
     def shard(self, number: int) -> Facts:
         """The facts of one shard. InputError as `read_shard`, and where images and releases differ in their keys."""
@@ -67,13 +72,13 @@ class Catalog:
         with turn:  # several threads check several shards, but none twice
             with self._lock:
                 found = self._known.get(number)
-            if found is None:
-                found = self._checked(number)
+                if found is not None:
+                    self._known.move_to_end(number)
+                    return found
+            found = self._checked(number)
             with self._lock:
-                if number not in self._known:
-                    self._known[number] = found
-                    self._samples += len(found.key)
-                self._known.move_to_end(number)
+                self._known[number] = found
+                self._samples += len(found.key)
                 while len(self._known) > 1 and self._samples > REMEMBERED:
                     self._samples -= len(self._known.popitem(last=False)[1].key)
         return found
@@ -92,7 +97,43 @@ class Catalog:
         keys = [facts[shard].key[sample] for shard, sample in pairs_B2.tolist()]
         return Request(files, keys, self._schemas, {name: rows.tolist() for name, rows in place_B3.items()}), facts
 
+    def depth(self, wanted: int) -> int:
+        """How many shards to fetch before they are needed: `wanted`, in half of the room that there is for them; none
+        where they lie here."""
+        if not self.remote or self._most is None:
+            return wanted if self.remote else 0
+        largest = sum(
+            max((entry.bytes for entry in index.entries(self._partition)), default=1) for _, index in self._sets
+        )
+        return min(wanted, self._most // 2 // largest)
+
+    def fetch(self, number: int) -> None:
+        """Get the files of one shard here. Errors: as `read_shard`."""
+        with self.holding([number]):
+            pass
+
+    @contextlib.contextmanager
+    def holding(self, shards: Iterable[int]) -> Iterator[None]:
+        """While the context lasts, the files of `shards` are here, fetched where they lie in a storage, and stay."""
+        with contextlib.ExitStack() as held:
+            for number in shards if self.remote else ():
+                streams = [
+                    held.enter_context(open_shard(folder, index, self._partition, number))
+                    for folder, index in self._sets
+                ]
+                stamps = [stamp_of(stream.fileno()) for stream in streams]
+                with self._lock:
+                    known = self._known.get(number)
+                    if known is not None and [stamp for _, stamp in known.files] != stamps:
+                        del self._known[number]  # it was removed and fetched since: what is there now is checked again
+                        self._samples -= len(known.key)
+            yield
+
     def _checked(self, number: int) -> Facts:
+        with self.holding([number]):
+            return self._looked_at(number)
+
+    def _looked_at(self, number: int) -> Facts:
         looks = [look_into(folder, index, self._partition, number) for folder, index in self._sets]
         paths = [shard_path(folder, self._partition, number) for folder, _ in self._sets]
         (samples, _), *released = looks

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from xinv.data.ahead import THREADS, fetched_ahead
 from xinv.data.attributes import Attribute
 from xinv.data.catalog import Catalog, Facts
 from xinv.data.decoders import Decoders
@@ -273,8 +274,9 @@ class Reader:
 
     def _stream(self, order_N2: np.ndarray, plan: list[RankBatch]) -> Iterator[Batch]:
         """The batches of `plan`: gathered in memory, or decoded ahead by threads."""
+        parts = self._fetching(order_N2, plan)
         if self.fits:
-            for part in plan:
+            for part in parts:
                 yield self._gathered(part, order_N2[part.positions])
             return
         threads = max(1, self._decoders.count)
@@ -283,7 +285,7 @@ class Reader:
         with ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
-                for part in plan:
+                for part in parts:
                     waiting.append(pool.submit(self._fetched, part, order_N2[part.positions]))
                     if len(waiting) > ahead:
                         yield waiting.popleft().result()
@@ -293,10 +295,21 @@ class Reader:
                 for future in waiting:
                     future.cancel()
 
+    def _fetching(self, order_N2: np.ndarray, plan: list[RankBatch]) -> Iterator[RankBatch]:
+        """`plan`; as it is gone through, shards that lie in a storage are fetched ahead, those of the next block."""
+        depth = self._catalog.depth(max(THREADS, -(-self.window // max(self._counts, default=1))))
+        if not depth:
+            return iter(plan)
+        needed = [np.unique(order_N2[part.positions, 0]).tolist() for part in plan]
+        if self.fits:
+            needed = [[shard for shard in shards if shard not in self._decoded] for shards in needed]
+        return fetched_ahead(plan, needed, self._catalog.fetch, depth)
+
     def _fetched(self, part: RankBatch, pairs_B2: np.ndarray) -> Batch:
         """One batch, decoded for itself."""
-        request, facts = self._catalog.request(pairs_B2)
-        return self._batch(part, pairs_B2, facts, self._decoders.decode(request))
+        with self._catalog.holding(np.unique(pairs_B2[:, 0]).tolist()):
+            request, facts = self._catalog.request(pairs_B2)
+            return self._batch(part, pairs_B2, facts, self._decoders.decode(request))
 
     def _gathered(self, part: RankBatch, pairs_B2: np.ndarray) -> Batch:
         """One batch out of decoded shards."""
@@ -321,10 +334,11 @@ class Reader:
                 return
 
             def decoded(shard: int) -> dict[str, np.ndarray]:
-                request, _ = self._catalog.request(_pairs([shard], self._counts))
-                return self._decoders.decode(request)
+                with self._catalog.holding([shard]):
+                    request, _ = self._catalog.request(_pairs([shard], self._counts))
+                    return self._decoders.decode(request)
 
-            with ThreadPoolExecutor(max(1, self._decoders.count)) as pool:
+            with ThreadPoolExecutor(max(1, self._decoders.count, self._catalog.depth(THREADS))) as pool:
                 self._decoded |= dict(zip(missing, pool.map(decoded, missing), strict=True))
 
     def _batch(

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xinv import remote
 from xinv.data.fields import FieldSchema, codec, decode, encode, schema_of
 from xinv.data.members import KEY, Read, Sample, samples
 from xinv.data.splits import check_disjoint
@@ -34,6 +35,7 @@ __all__ = [
     "ShardEntry",
     "describe",
     "look_into",
+    "open_shard",
     "read_shard",
     "schema_of",
     "shard_path",
@@ -196,6 +198,7 @@ def read_shard(
 ) -> list[dict[str, Any]]:
     """The samples of one shard in the order of the file, as `write_shard` was given them (png always with its C axis).
 
+    A shard of a set that lies in a storage is fetched first (errors of that: `remote.opened`).
     `rows`, `fields`: decode and return these positions and fields alone; the file as a whole is checked all the same.
     InputError names the file and what is wrong: missing, not in the index, cut short, changed, other members or shapes
     than the index lists. A member that the index does not list is refused unopened; nothing is ever unpickled.
@@ -225,6 +228,12 @@ def look_into(folder: Path, index: Index, partition: str, number: int) -> tuple[
         descriptor = stream.fileno()
         found = _samples(path, lambda offset, size: os.pread(descriptor, size, offset), index, entry)
         return found, stamp_of(descriptor)
+
+
+def open_shard(folder: Path, index: Index, partition: str, number: int) -> io.BufferedReader:
+    """The file of one shard, unchecked but for what was fetched just now; until it is closed, it stays. Errors: as
+    `read_shard` where it is missing or cannot be fetched."""
+    return _opened(*_listed(folder, index, partition, number))
 
 
 def stamp_of(descriptor: int) -> Stamp:
@@ -267,7 +276,7 @@ def _listed(folder: Path, index: Index, partition: str, number: int) -> tuple[Pa
 
 def _opened(path: Path, entry: ShardEntry) -> io.BufferedReader:
     try:
-        return path.open("rb")
+        return remote.opened(path, entry.bytes, entry.sha256)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {INDEX_NAME} lists it with {entry.samples} samples. {MEND}") from None
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xinv.bucket import StorageUrl
 from xinv.mistakes import explain
 from xinv.overrides import apply, leaves, load_yaml
 from xinv.parallel import WorkerSettings
-from xinv.storage import StorageUrl
 
-OWNED = ("name", "runs", "workers", "track", "storage")
+OWNED = ("name", "runs", "workers", "track", "storage", "cache_gib")
 """Sections of an audit that the analysis decides for every trial."""
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xinv.bucket import StorageUrl
 from xinv.config import UNBOUND as CARRIES
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
@@ -15,7 +16,6 @@ from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
 from xinv.search.comparison import FinalSettings
 from xinv.search.record import read_earlier
-from xinv.storage import StorageUrl
 from xinv.train.settings import TrainingSettings
 
 UNBOUND = (("budget",), ("place",), ("final",), ("runs",), ("storage",), *(("base", section) for section in CARRIES))
