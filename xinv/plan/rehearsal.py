@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xinv.answers import check_attributes
 from xinv.attacks import inverters, surrogate_attacks
 from xinv.audit import Audit
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart
@@ -156,6 +157,8 @@ class _Rehearsal(Audit):
 
     def images(self) -> Finished:
         if self.source is not None:
+            shared = [place for name, part in self.parts.items() if not name.startswith("attack") for place in part]
+            check_attributes(self.config, [self.source.records[place] for place in shared])
             names = self.source.label_names
         else:
             count = _labels(self.config)

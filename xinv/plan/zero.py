@@ -278,10 +278,11 @@ class _Stage3(_State):
         host = sum(self.pieces) if section.offload_weights else 0
         if section.offload_optimizer:  # fp32 copy, gradients twice, moments
             return Memory(weights=weights, buffers=self.bucket, host=host + 5 * self.part, untouched=self.idle)
+        moments = 3 if section.offload_weights else 2  # with an fp32 copy, or where the weights are that copy
         return Memory(
             weights=weights,
             gradients=self.part,
-            optimizer=3 * self.part,
+            optimizer=moments * self.part,
             buffers=self.bucket,
             host=host,
             untouched=self.idle,
