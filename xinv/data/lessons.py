@@ -30,7 +30,7 @@ class Lessons:
         # The window follows from the size of a sample and decides the order, which must be one for both.
         self._told.window = self._shown.window = min(self._told.window, self._shown.window)
         self.samples = self._told.samples
-        self.map_shapes = self._shown.map_shapes
+        self.image_shape, self.map_shapes = self._told.image_shape, self._shown.map_shapes
 
     def epoch(self, epoch: int, batch_size: int, cursor: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         plan = (epoch, batch_size, cursor, rank, world)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader, floated
+from xinv.data.window import window
 from xinv.errors import WorkError
 from xinv.files import make_private, read_json, write_json
 from xinv.nets.growth import grow
@@ -45,6 +46,8 @@ Records = Generator[dict[str, Any], None, None]
 """Those records, one at a time."""
 
 SUMMARY = "summary.json"
+ACQUAINTED_VALUES = 1 << 23
+"""Values of the images, at most, over which mean and spread are taken at once, in fp64."""
 
 
 class HaltedError(Exception):
@@ -145,7 +148,7 @@ def validations(job: TrainJob, progress: Progress = silent, halt: Callable[[], b
     data, held_out = (_reader(job, part) for part in (job.partition, f"{job.partition}_validation"))
     network = job.network.build()
     if not isinstance(job.network, ClassifierSpec):
-        _acquaint(network, data, job.settings.batch_size)
+        _acquaint(network, data, window(job.settings.batch_size, data.image_shape, ACQUAINTED_VALUES))
     if job.start is not None:
         fill(network, job.start)
     if job.small is not None:
