@@ -40,6 +40,13 @@ def _shown(parts: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _write(parts: list[dict[str, Any]]) -> None:
+    head = ["# What tests/bench measured", "", "Written by `make bench`; every ratio is of two sides in one run."]
+    stack = ", ".join(f"{name} {version}" for name, version in versions().items())
+    head += ["", f"{machine()}. {stack}.", ""]
+    (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + _shown(parts))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("programs", nargs="*", choices=(*PROGRAMS, []), help="default: all")
@@ -63,10 +70,7 @@ def main() -> int:
                         "load": (before, os.getloadavg()[0]),
                     }
                 )
-    head = ["# What tests/bench measured", "", "Written by `make bench`; every ratio is of two sides in one run."]
-    stack = ", ".join(f"{name} {version}" for name, version in versions().items())
-    head += ["", f"{machine()}. {stack}.", ""]
-    (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + _shown(parts))
+        _write(parts)  # what comes later may fail, or be interrupted
     for program in failed:
         print(f"failed: {program}", file=sys.stderr)
     return 1 if failed else 0
