@@ -9,6 +9,7 @@ import yaml
 from xinv import config as configs
 from xinv.binding import bind
 from xinv.errors import InputError
+from xinv.stage import lock
 
 
 def asked(runs: Path, **sections: Any) -> configs.AuditConfig:
@@ -48,3 +49,12 @@ def test_a_run_that_failed_before_its_first_stage_leaves_its_name_to_the_next(tm
     (tmp_path / "small" / "log.txt").write_text("")
     bind(asked(tmp_path, seed=7))
     assert bound_seed(tmp_path) == 7
+
+
+def test_a_run_that_is_under_way_keeps_its_name(tmp_path: Path) -> None:
+    bind(asked(tmp_path))
+    with lock(tmp_path / "small" / ".lock"):
+        bind(asked(tmp_path))
+        with pytest.raises(InputError, match="seed was 0 and is 7 now"):
+            bind(asked(tmp_path, seed=7))
+    bind(asked(tmp_path, seed=7))

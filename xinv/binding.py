@@ -9,6 +9,7 @@ from xinv.errors import InputError
 from xinv.files import make_private, write_atomic
 from xinv.keeping import fetch_run
 from xinv.overrides import dump_yaml, load_yaml
+from xinv.stage import lock
 
 BEGINNINGS = {"resolved.yaml", ".lock", "run.id", "events.jsonl", "log.txt", "ray", "wandb", "jobs"}
 """What a run folder holds before anything is finished in it."""
@@ -45,10 +46,16 @@ def bind_folder(
 
 
 def _got_anywhere(folder: Path) -> bool:
-    """Whether a run folder holds more than the beginning of a run: a mistake that ended the first try leaves the folder
-    to the next."""
+    """Whether a run folder is in use or holds more than the beginning of a run: a mistake that ended the first try
+    leaves the folder to the next."""
     if any(path.name not in BEGINNINGS for path in folder.iterdir()):
         return True
+    if (folder / ".lock").exists():
+        try:
+            with lock(folder / ".lock", busy="in use"):
+                pass
+        except InputError:  # a run that has not finished its first stage yet
+            return True
     events = folder / "events.jsonl"
     return events.exists() and '"kind": "end"' in events.read_text()
 
