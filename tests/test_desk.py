@@ -16,7 +16,7 @@ from test_trial import job
 from xinv.errors import WorkError
 from xinv.parallel import WorkerSettings, disconnect
 from xinv.train.desk import Desk
-from xinv.train.run import TrainingGroup, reason_of
+from xinv.train.run import TrainingGroup, desk_for, reason_of
 
 
 def test_all_ranks_of_a_start_get_the_same_job_and_a_later_start_the_one_without_outcome() -> None:
@@ -33,7 +33,7 @@ def test_all_ranks_of_a_start_get_the_same_job_and_a_later_start_the_one_without
         await asyncio.sleep(0.12)
         assert not again.done(), "it waits for the job's outcome"
         await desk.close()
-        return [*found, await again, await desk.next_job("two", 1, 1), (await desk.look(1, 0))["starts"]]
+        return [*found, await again, await desk.next_job("two", 1, 1), (await desk.look(1, 0, 0))["starts"]]
 
     first, second = (0, "a", False), (1, "b", False)
     assert asyncio.run(talk()) == [first, first, second, second, second, second, None, None, 2]
@@ -67,6 +67,23 @@ def test_a_rank_that_tells_how_far_it_is_hears_that_it_is_to_halt_and_gets_no_ot
     assert asyncio.run(talk()) == [False, True, None]
 
 
+def test_who_looks_hears_of_an_event_and_of_the_end_as_they_come() -> None:
+    async def talk() -> list[Any]:
+        desk = Desk()
+        number = await desk.post("a", paced=False)
+        waiting = asyncio.create_task(desk.look(number, 0, patience=3600))
+        await asyncio.sleep(0.02)
+        early = waiting.done()
+        await desk.record(number, {"step": 1})
+        found = [early, len((await waiting)["events"]), await desk.ended(number, patience=0)]
+        nothing_new = await desk.look(number, 1, patience=0.01)
+        ending = asyncio.create_task(desk.ended(number, patience=3600))
+        await desk.settle(number, {"summary": {}})
+        return [*found, nothing_new["events"], await ending, (await desk.look(number, 1, 3600))["outcome"]]
+
+    assert asyncio.run(talk()) == [False, 1, False, [], True, {"summary": {}}]
+
+
 def test_a_job_stopped_while_the_group_was_away_is_not_begun_again() -> None:
     async def talk() -> Any:
         desk = Desk()
@@ -98,6 +115,16 @@ def ranks() -> list[int]:
     return sorted(one.pid for one in below if "RayTrainWorker" in " ".join([one.name(), *one.cmdline()]))
 
 
+def a_hundred_wait() -> list[int]:
+    """The jobs that so many ranks get, which all asked before there was one."""
+    import ray
+
+    desk = desk_for(100)
+    asked = [desk.next_job.remote("one", 0, rank) for rank in range(100)]
+    ray.get(desk.post.remote("a", False), timeout=60)
+    return [number for number, _, _ in ray.get(asked, timeout=60)]
+
+
 def train_in_turn(images: str, releases: str, folder: str) -> None:
     """In a process of its own, on one group: a job that diverges, one that its reader leaves, and its rest."""
     wild = {"learning_rate": 1e30, "clip": 0.0, "schedule": "constant", "warmup": 0.0}
@@ -114,6 +141,7 @@ def train_in_turn(images: str, releases: str, folder: str) -> None:
         records.close()
         found["rest"] = [record["epoch"] for record in group.validations(good)]
         found["same"] = len(before) == 2 and ranks() == before
+        found["many"] = a_hundred_wait()
     disconnect()
     (out / "found.json").write_text(json.dumps(found))
 
@@ -135,6 +163,7 @@ def test_a_group_is_there_for_the_next_job_after_a_failed_one_and_one_that_was_l
     assert "Lower learning_rate" in found["wild"]
     assert (found["left"], found["rest"]) == ([1, 2], [2, 3]), "the last validation is told again"
     assert found["same"], "the processes are those of the beginning"
+    assert found["many"] == [0] * 100, "more ranks than an actor of Ray serves at once by default"
 
 
 def test_memory_that_ran_out_is_said_to_have() -> None:

@@ -14,6 +14,7 @@ class Section:
     stage: int
     reduce_bucket: int
     contiguous_gradients: bool
+    reduce_scatter: bool
     overlap: bool
     persistence_threshold: int
     prefetch_bucket: int
@@ -36,6 +37,7 @@ def section_of(settings: TrainingSettings, sizes: Sequence[int]) -> Section:
         stage=stage,
         reduce_bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
+        reduce_scatter=bool(zero.get("reduce_scatter", True)),
         overlap=bool(zero.get("overlap_comm", False)) and stage < 3,
         persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 100_000)),
         prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),

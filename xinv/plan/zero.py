@@ -6,7 +6,7 @@ rank:
 
     stage 0   P, moments 2P; gradients P, and a copy of them while they are reduced
     stage 1   P, a copy of the partition and its moments 3P/N; the rest as stage 0, with the reduce bucket in backward
-    stage 2   as 1, but gradients go as they come: the bucket, a copy of it while it is reduced, and the rank's share
+    stage 2   as 1, but gradients go as they come: the bucket, and the rank's share of what was reduced
     stage 3   two copies of the partition, its moments and its gradients 5P/N; the bucket all the time; gathered layers
 
 A partition's gradients are kept as whole parameters at stages 1 and 2: those that straddle its ends count in full.
@@ -147,7 +147,10 @@ class _Partitioned(_State):
         return within
 
     def copied(self, filled: int) -> int:
-        """The flat copy of what is reduced at once: slice by slice of each partition, until a bucket is full."""
+        """The flat copy of what is reduced at once: slice by slice of each partition, until a bucket is full. None
+        where the bucket itself is reduced."""
+        if self.section.contiguous_gradients and not self.section.reduce_scatter:
+            return 0
         return min(filled, self.bucket + self.part)
 
     @property

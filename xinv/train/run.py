@@ -28,6 +28,9 @@ from xinv.train.loop import SUMMARY, Events, HaltedError, Records, Summary, Trai
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+LOOK_EVERY = 0.5
+"""Seconds after which progress is asked for again, where nothing else has happened."""
+
 SAVE_WITHIN = 90.0
 """Seconds that a training has for its checkpoint when the machine is wanted back."""
 
@@ -170,6 +173,13 @@ class _Fitter:
         ).fit()
 
 
+def desk_for(ranks: int) -> Any:
+    """A desk, on this machine, at which so many ranks may wait and the audit still be heard."""
+    import ray
+
+    return ray.remote(num_cpus=0, max_concurrency=ranks + 64, scheduling_strategy=here())(Desk).remote()
+
+
 class TrainingGroup:
     """`workers.count` ranks under Ray Train, started at the first job. Use as a context manager."""
 
@@ -199,7 +209,7 @@ class TrainingGroup:
         number = self._post(job, paced=False)
         for record in self._follow(number, progress):
             events(record)
-        return Summary.model_validate(self._look(number, 0)["outcome"]["summary"])
+        return Summary.model_validate(self._look(number, 0, patience=0)["outcome"]["summary"])
 
     def validations(self, job: TrainJob) -> Records:
         """As `loop.validations`: a training that its reader may stop, after which the group is there for another.
@@ -224,8 +234,8 @@ class TrainingGroup:
         self._posted = self._ask(self._desk.post.remote(job.model_dump_json(), paced))
         return self._posted
 
-    def _look(self, number: int, seen: int) -> dict[str, Any]:
-        state: dict[str, Any] = self._ask(self._desk.look.remote(number, seen))
+    def _look(self, number: int, seen: int, patience: float) -> dict[str, Any]:
+        state: dict[str, Any] = self._ask(self._desk.look.remote(number, seen, patience))
         return state
 
     def _ask(self, reference: Any) -> Any:
@@ -245,7 +255,7 @@ class TrainingGroup:
 
         seen, begun, allowed = 0, time.monotonic(), self._settings.max_failures
         while True:
-            state = self._look(number, seen)
+            state = self._look(number, seen, LOOK_EVERY)
             yield from state["events"]
             seen += len(state["events"])
             if state["progress"][1] or state["progress"][2]:
@@ -256,7 +266,7 @@ class TrainingGroup:
             if state["starts"] > allowed + 1:
                 self.close()
                 raise WorkError(f"The training lost its processes {allowed + 1} times. The log {self._log} says how.")
-            ended, _ = ray.wait([self._fit], timeout=0.1)
+            ended, _ = ray.wait([self._fit], timeout=0)
             if ended:
                 reason = self._end()
                 self.close()
@@ -271,12 +281,8 @@ class TrainingGroup:
     def _stop(self, number: int, patience: float = 60) -> None:
         """Have the ranks leave a paced job at its validation; a group that does not is closed."""
         self._ask(self._desk.stop.remote(number))
-        deadline = time.monotonic() + patience
-        while self._look(number, 0)["outcome"] is None:
-            if time.monotonic() > deadline:
-                self.close(patience=0)
-                return
-            time.sleep(0.05)
+        if not self._ask(self._desk.ended.remote(number, patience)):
+            self.close(patience=0)
 
     def _halt(self) -> None:
         """Have the ranks save the training under way, if there is one."""
@@ -286,10 +292,8 @@ class TrainingGroup:
             return
         with contextlib.suppress(LostError):
             self._ask(self._desk.halt.remote())
-            deadline = time.monotonic() + SAVE_WITHIN
-            while time.monotonic() < deadline and self._look(self._posted, 0)["outcome"] is None:
-                if ray.wait([self._fit], timeout=0.1)[0]:  # ranks that have no job end at once
-                    return
+            # Ranks that have no job end at once.
+            ray.wait([self._desk.ended.remote(self._posted, SAVE_WITHIN), self._fit], timeout=SAVE_WITHIN)
 
     def run_tasks(
         self,
@@ -325,7 +329,7 @@ class TrainingGroup:
         import ray
 
         # Ray Train's own actors follow the fitter: of all of the group, only ranks are on other machines.
-        self._desk = ray.remote(num_cpus=0, max_concurrency=64, scheduling_strategy=here())(Desk).remote()
+        self._desk = desk_for(self._settings.count)
         self._fitter = ray.remote(num_cpus=0, scheduling_strategy=here())(_Fitter).remote()
         folder, log = str(self._folder.resolve()), str(self._log.resolve())
         self._fit = self._fitter.fit.remote(self._desk, self._settings, folder, log)

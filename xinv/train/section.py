@@ -98,6 +98,9 @@ def deepspeed_section(
         # step. With these a rank holds the layers at hand, and those that come next.
         "stage3_max_live_parameters": LIVE,
         "stage3_max_reuse_distance": LIVE,
+        # By its defaults DeepSpeed reduces a copy of the bucket over all ranks, at stages 1 and 2, and copies back what
+        # is a rank's own. So it reduces the bucket itself: the same traffic, less memory and time.
+        **({"reduce_scatter": False} if settings.zero_stage < 3 else {}),
         **given,
         "stage": settings.zero_stage,
     }
