@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from xinv.data import catalog, loader
+from xinv.data.index import Index, shard_path
 from xinv.data.loader import Batch, Reader, batches, epoch_order, floated
-from xinv.data.shards import Index, look_into, read_shard, shard_path, write_shard
+from xinv.data.shards import look_into, read_shard, write_shard
 from xinv.errors import InputError
 
 COUNTS = [5, 5, 5, 5, 3]
@@ -261,8 +262,7 @@ def test_no_more_batches_are_decoded_ahead_than_memory_holds(tiny_images, monkey
     stream.close()
 
 
-def test_shards_are_checked_once_and_not_read_after_they_changed(tiny_images, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+def test_shards_are_checked_once_and_not_read_after_they_changed(own_images, monkeypatch):
     looks: Counter[int] = Counter()
 
     def look(folder, index, partition, number):
@@ -270,11 +270,11 @@ def test_shards_are_checked_once_and_not_read_after_they_changed(tiny_images, tm
         return look_into(folder, index, partition, number)
 
     monkeypatch.setattr(catalog, "look_into", look)
-    reader = Reader(folder, "attack", memory_bytes=SMALL)
+    reader = Reader(own_images, "attack", memory_bytes=SMALL)
     for epoch in range(3):
         list(reader.epoch(epoch, 4))
     assert looks == dict.fromkeys(range(5), 1)
-    path = shard_path(folder, "attack", 3)
+    path = shard_path(own_images, "attack", 3)
     path.write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"attack/000003\.tar has changed since it was checked"):
         list(reader.epoch(3, 4))
@@ -356,13 +356,12 @@ def test_two_iterators_of_one_reader_do_not_disturb_each_other(tiny_images):
 # --- what it refuses -------------------------------------------------------------------------------------------------
 
 
-def test_damaged_shard_stops_the_reader(tiny_images, tmp_path):
-    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
-    path = shard_path(folder, "attack", 4)
+def test_damaged_shard_stops_the_reader(own_images):
+    path = shard_path(own_images, "attack", 4)
     path.write_bytes(path.read_bytes()[:-512])
     for memory_bytes in (2 << 30, 1):
         with pytest.raises(InputError, match=r"attack/000004\.tar"):
-            list(Reader(folder, "attack", memory_bytes=memory_bytes).epoch(0, 4))
+            list(Reader(own_images, "attack", memory_bytes=memory_bytes).epoch(0, 4))
 
 
 @pytest.mark.parametrize("swap", ["order", "keys"])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pickle
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damage import edit_index
 from test_formats import EVERY
 from torch import Tensor
 
 from xinv.data.entries import entry_path
+from xinv.data.index import Index, shard_path
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, read_shard, shard_path, verify
+from xinv.data.shards import read_shard, verify
 from xinv.errors import InputError, WorkError
 from xinv.files import sha256_of
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
@@ -401,14 +402,10 @@ def test_unsuitable_targets_are_refused_before_any_work(tiny_images: Path, tmp_p
         make(tiny_images, tmp_path / "nothing", tmp_path / "out")
 
 
-def test_images_without_victims_are_refused(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    shutil.copytree(tiny_images, images)
-    index = json.loads((images / "index.json").read_text())
-    del index["partitions"]["victim"]
-    (images / "index.json").write_text(json.dumps(index))
+def test_images_without_victims_are_refused(own_images: Path, target: Path, tmp_path: Path) -> None:
+    edit_index(own_images, lambda index: index["partitions"].pop("victim"))
     with pytest.raises(InputError, match="no images in its partition 'victim'"):
-        make(images, target, tmp_path / "out")
+        make(own_images, target, tmp_path / "out")
 
 
 @pytest.mark.parametrize("methods", [("gradientt",), ("gradient", "gradient")])

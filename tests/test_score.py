@@ -11,8 +11,9 @@ from conftest import SIZE, write_set
 
 import xinv
 from xinv.data.attributes import Attribute
+from xinv.data.index import Index
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, read_shard
+from xinv.data.shards import read_shard
 from xinv.data.window import window
 from xinv.errors import InputError
 from xinv.leak.score import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xinv.config import AuditConfig, SurrogateSettings
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.leak.score import Attack
 from xinv.leak.subsets import proper_subsets
 from xinv.nets.design import InverterDesign, ReleaseShape

@@ -31,7 +31,7 @@ from xinv.closed_forms import closed_forms
 from xinv.config import AuditConfig, ClassifierPart, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
 from xinv.keeping import kept_run, kept_training
 from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls

@@ -25,7 +25,7 @@ from xinv.data.attributes import Attribute
 from xinv.data.catalog import Catalog, Facts
 from xinv.data.decoders import Decoders
 from xinv.data.decoding import decoded_as
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.errors import InputError
 
 VICTIM = "victim"

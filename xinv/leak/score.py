@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xinv.data.index import Index
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
-from xinv.data.shards import Index
 from xinv.data.window import window
 from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
 from xinv.leak.controls import mean_image, other_image, partners
