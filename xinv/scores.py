@@ -8,7 +8,9 @@ from xinv.attacks import Stages
 from xinv.config import AuditConfig
 from xinv.data.index import INDEX_NAME, Index
 from xinv.files import digest, sha256_of, write_json
-from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
+from xinv.leak.attack import ORIGINALS, Attack, with_controls
+from xinv.leak.score import Scorer
+from xinv.leak.table import Tables, by_attack, save_samples
 from xinv.progress import Progress
 from xinv.provenance import git_revision, machine, versions
 from xinv.release.formats import released_bytes
@@ -64,7 +66,7 @@ def score_attacks(
             "audit": config.name,
             "data": _described(config, images),
             "provenance": _provenance(config, images, releases, target, *evaluators.values()),
-            **table(everything, results, baseline, config.score, config.seed, released),
+            **Tables(everything, results, baseline, config.score, config.seed, released).all(),
         }
         save_samples(folder, everything, results)
         write_json(folder / "scores.json", scores)
