@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from xinv.base import read_base
+from xinv.base import Base, Overrides, read_base
 from xinv.bucket import StorageUrl
 from xinv.mistakes import checked
 from xinv.overrides import apply, load_yaml
@@ -80,11 +80,11 @@ class FactorsConfig(BaseModel):
         Path("runs"), description="where run folders are; each trial has its own, RUNS/NAME.FACTOR.SETTING"
     )
     storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
-    base: Path | dict[str, Any] = Field(
+    base: Base = Field(
         description="the audit that is varied: a configuration file, its path relative to the folder of this file, or "
         "the configuration itself"
     )
-    overrides: tuple[str, ...] | dict[str, Any] = Field(
+    overrides: Overrides = Field(
         (), description="changes to the base for all trials: [key.sub=value, ...], or as in a setting"
     )
     factors: dict[str, Factor] = Field(min_length=1, description="what is varied, one at a time")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from xinv.base import changed, read_base, trial_workers
+from xinv.base import Base, Overrides, changed, read_base, trial_workers
 from xinv.bucket import StorageUrl
 from xinv.config import UNBOUND as CARRIES
 from xinv.config import AuditConfig, validated
@@ -94,11 +94,11 @@ class SearchConfig(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is RUNS/NAME")
     runs: Path = Field(Path("runs"), description="where run folders are; finished stages of audits are found there")
     storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
-    base: Path | dict[str, Any] = Field(
+    base: Base = Field(
         description="the audit whose data, target and releases are attacked: a configuration file, its path relative "
         "to the folder of this file, or the configuration itself"
     )
-    overrides: tuple[str, ...] | dict[str, Any] = Field(
+    overrides: Overrides = Field(
         (), description="changes to the base: [key.sub=value, ...], or a tree of sections and dotted keys"
     )
     release: tuple[str, ...] = Field(
