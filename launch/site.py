@@ -4,12 +4,12 @@ which is the same everywhere."""
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from launch.ray_client import RaySite
 from launch.rayjob import KubernetesSite
 from launch.slurm import SlurmSite
-from xinv.mistakes import explain
+from xinv.mistakes import checked
 from xinv.overrides import load_yaml
 
 
@@ -41,7 +41,4 @@ def load_site(path: Path | None = None) -> Site:
     file = path or site_path()
     if not file.exists() and path is None and "XINV_SITE" not in os.environ:
         return Site()
-    try:
-        return Site.model_validate(load_yaml(file))
-    except ValidationError as error:
-        raise explain(error, Site, str(file)) from None
+    return checked(Site, load_yaml(file), str(file))

@@ -1,5 +1,6 @@
-"""Tiny data for every test: made once, read by all. A test that changes a set works on a copy (shutil.copytree)."""
+"""Tiny data for every test: made once, read by all. A test that changes a set works on a copy (`own_images`)."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from xinv.data.shards import Index, ShardEntry, read_shard, schema_of, shard_path, write_shard
+from xinv.data.fields import schema_of
+from xinv.data.index import Index, ShardEntry, shard_path
+from xinv.data.shards import read_shard, write_shard
 
 SIZE = 16
 LABELS = ("cross", "disc", "ring", "stripe")
@@ -68,6 +71,12 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples[partition].append({"__key__": key, "png": image.astype(np.uint8), "json": facts})
     write_set(folder, "images", samples, LABELS)
     return folder
+
+
+@pytest.fixture
+def own_images(tiny_images: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_images` that a test may damage."""
+    return Path(shutil.copytree(tiny_images, tmp_path / "images"))
 
 
 @pytest.fixture(scope="session")

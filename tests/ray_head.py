@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marks import marked
+
 
 @dataclass(frozen=True)
 class Head:
@@ -99,17 +101,8 @@ def _wait(head: Head, output: Path, seconds: float = 120) -> None:
 def _end(mark: str, number: int, seconds: float = 10) -> None:
     """Signal whatever has `mark` in its environment, and wait."""
     deadline = time.monotonic() + seconds
-    while (found := _marked(mark)) and time.monotonic() < deadline:
+    while (found := marked(mark)) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         time.sleep(0.2)
-
-
-def _marked(mark: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found

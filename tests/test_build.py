@@ -14,7 +14,8 @@ from xinv import parallel, pool
 from xinv.data import attacker, build
 from xinv.data.build import DataSettings, build_images, fitted
 from xinv.data.entries import entry_path
-from xinv.data.shards import Index, read_shard, shard_path, verify
+from xinv.data.index import Index, shard_path
+from xinv.data.shards import read_shard, verify
 from xinv.data.sources import Record, Source
 from xinv.data.splits import PARTITIONS
 from xinv.errors import InputError

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
+from toys import bright_quarter_accuracy
 
 from xinv.errors import InputError
 from xinv.nets.classifier import ClassifierSettings, build_classifier
@@ -61,17 +61,8 @@ def test_images_do_not_see_each_other(network: str) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_learns_where_the_bright_quarter_is(network: str) -> None:
     torch.manual_seed(0)
-    label_B = torch.arange(96) % 4
-    image_BCHW = torch.rand(96, 1, 16, 16) * 0.5
-    for image_CHW, label in zip(image_BCHW, label_B.tolist(), strict=True):
-        image_CHW[:, label // 2 * 8 :, label % 2 * 8 :][:, :8, :8] += 0.3
     model = build_classifier(ClassifierSettings(network=network, width=8), 1, 16, 4)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(40):
-        optimiser.zero_grad()
-        F.cross_entropy(model(image_BCHW[:64]), label_B[:64]).backward()
-        optimiser.step()
-    accuracy = (model(image_BCHW[64:]).argmax(1) == label_B[64:]).float().mean().item()
+    accuracy = bright_quarter_accuracy(model, rate=5e-3, steps=40)
     assert accuracy > 0.9, accuracy
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import typer.main
 from audits import DEMO, ROOT
 
 from xinv import cli
-from xinv.data.shards import shard_path
+from xinv.data.index import shard_path
 
 FACTORS = ROOT / "configs" / "factors.yaml"
 
@@ -69,15 +68,13 @@ def test_config_show_prints_what_loads_again(capsys: pytest.CaptureFixture[str],
 
 
 def test_shards_verify_names_the_broken_shard(
-    tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_images: Path, own_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["shards", "verify", str(tiny_images)]) == 0
     assert "all as the index says" in capsys.readouterr().out
-    copy = tmp_path / "images"
-    shutil.copytree(tiny_images, copy)
-    path = shard_path(copy, "attack", 1)
+    path = shard_path(own_images, "attack", 1)
     path.write_bytes(path.read_bytes()[:-1024])
-    assert cli.run(["shards", "verify", str(copy)]) == 2
+    assert cli.run(["shards", "verify", str(own_images)]) == 2
     assert "attack/000001.tar" in capsys.readouterr().err
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from conftest import write_set
 
+from xinv.data.index import Index
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, read_shard
+from xinv.data.shards import read_shard
 from xinv.leak.closed_form import _solve, fit_ridge
 from xinv.nets.ridge import RidgeDecoder
 

@@ -15,8 +15,8 @@ import pytest
 from xinv.data.catalog import Catalog
 from xinv.data.decoders import Decoders
 from xinv.data.decoding import Request
+from xinv.data.index import Index, shard_path
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, shard_path
 from xinv.errors import InputError, WorkError
 
 SMALL = 15 * 256
@@ -150,12 +150,9 @@ def test_a_decoder_imports_no_torch_and_no_webdataset():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_broken_file_of_a_finished_set_stops_the_reader_with_its_name(tiny_images, tmp_path):
-    import shutil
-
-    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
-    reader = Reader(folder, "attack", memory_bytes=SMALL, decoders=2)
+def test_a_broken_file_of_a_finished_set_stops_the_reader_with_its_name(own_images):
+    reader = Reader(own_images, "attack", memory_bytes=SMALL, decoders=2)
     list(reader.epoch(0, 4))
-    shard_path(folder, "attack", 2).unlink()
+    shard_path(own_images, "attack", 2).unlink()
     with pytest.raises(InputError, match=r"attack/000002\.tar was there and is gone"):
         list(reader.epoch(1, 4))

@@ -1,7 +1,6 @@
 """The report of an analysis of factors from fabricated scores: numbers, sentences, and how it looks in a browser."""
 
 import copy
-import html
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, accent_pixels
 from fabricated import fabricated, leak_of, modern
+from pages import visible
 
 from xinv.errors import InputError
 from xinv.report.factors import sentence, summary_rows, write_report
@@ -71,11 +71,6 @@ def analysis() -> dict[str, Any]:
 def render(found: dict[str, Any], folder: Path) -> str:
     write_report(found, "name: tiny\n", folder / "report.html")
     return (folder / "report.html").read_text()
-
-
-def visible(page: str) -> str:
-    body = re.sub(r"<style>.*?</style>", " ", page, flags=re.S)
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
 
 
 def test_every_setting_is_on_the_page_with_its_numbers(tmp_path: Path) -> None:

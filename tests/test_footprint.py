@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_formats import EVERY, maps
 
-from xinv.data.fields import FieldSchema
+from xinv.data.fields import FieldSchema, schema_of
 from xinv.data.footprint import bytes_per_image
-from xinv.data.shards import Index, schema_of, write_shard
+from xinv.data.index import Index
+from xinv.data.shards import write_shard
 from xinv.release.formats import FormatSettings, release, stored
 
 

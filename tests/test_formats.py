@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from xinv.data.fields import FieldSchema
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.errors import InputError
 from xinv.release.formats import (
     COLOURS,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
+from inverters import inputs, parameters
 from torch import Tensor, nn
 
 from xinv.errors import InputError
-from xinv.nets.blocks import Film, PixelShuffleUp, TransposedStart, make_norm, transposed_up
-from xinv.nets.inverter import PRESETS, Inverter, InverterDesign, ReleaseShape, build_inverter, preset
+from xinv.nets.blocks import Film
+from xinv.nets.inverter import PRESETS, Inverter, ReleaseShape, build_inverter, preset
 
 
 def build(name: str, size: int = 32, channels: int = 1, classes: int = 10, maps: object = None) -> Inverter:
@@ -19,14 +19,6 @@ def build(name: str, size: int = 32, channels: int = 1, classes: int = 10, maps:
     if maps is None:
         maps = ((1, size, size),) if design.reads_maps else ()
     return build_inverter(design, ReleaseShape(classes, maps), channels, size)
-
-
-def inputs(model: Inverter, batch: int = 2) -> tuple[Tensor, list[Tensor]]:
-    return torch.randn(batch, model.release.classes), [torch.randn(batch, *shape) for shape in model.release.maps]
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def conv(fan_in: int, fan_out: int, kernel: int = 3) -> int:
@@ -251,28 +243,6 @@ def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
     torch.testing.assert_close(fast_BCHW, exact_BCHW, rtol=0.1, atol=0.03)
 
 
-def test_normalisation_groups_divide_the_channels() -> None:
-    assert isinstance(make_norm("none", 7), nn.Identity)
-    norm = make_norm("group", 12)
-    assert isinstance(norm, nn.GroupNorm)
-    assert norm.num_groups == 6  # the most, up to 8, that divide 12
-
-
-def test_transposed_start_is_the_transposed_convolution_it_stands_for() -> None:
-    torch.manual_seed(0)
-    start = TransposedStart(6, 5, 4, exact=True)
-    vector_BD = torch.randn(3, 6)
-    expected_BCHW = F.conv_transpose2d(vector_BD[:, :, None, None], start.weight, start.bias)
-    torch.testing.assert_close(start(vector_BD), expected_BCHW)
-
-
-@pytest.mark.parametrize(("from_size", "to_size"), [(4, 8), (7, 14), (3, 7)])
-def test_up_sampling_reaches_the_size_asked_for(from_size: int, to_size: int) -> None:
-    feature_BCHW = torch.randn(2, 3, from_size, from_size)
-    for up in (transposed_up(3, 5, from_size, to_size), PixelShuffleUp(3, 5, from_size, to_size)):
-        assert up(feature_BCHW).shape == (2, 5, to_size, to_size)
-
-
 def test_overfits_a_handful_of_images() -> None:
     torch.manual_seed(0)
     image_BCHW = F.interpolate(torch.rand(6, 1, 4, 4), size=16)
@@ -285,33 +255,6 @@ def test_overfits_a_handful_of_images() -> None:
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.005, loss.item()  # the images' variance is 0.08
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"prediction": "none"},
-        {"prediction": "none", "flatten": True, "fusion": "film"},
-        {"blocks": 0, "upsampling": "nearest"},
-        {"blocks": 0, "encoder": "unet"},
-        {"upsampling": "nearest", "bottleneck": 0},
-        {"head": "tanh"},
-        {"wdith": 3},
-    ],
-)
-def test_incoherent_designs_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        InverterDesign.model_validate(wrong)
-
-
-def test_design_survives_json() -> None:
-    for design in PRESETS.values():
-        assert InverterDesign.model_validate_json(design.model_dump_json()) == design
-
-
-def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'unett'; known are .*flatten_unet"):
-        preset("unett")
 
 
 def test_designs_and_releases_must_fit() -> None:

@@ -1,3 +1,5 @@
+"""Partitions as batches: each sample once, whatever memory, world and processes, and what is refused."""
+
 import shutil
 import time
 from collections import Counter
@@ -8,13 +10,10 @@ import pytest
 import torch
 
 from xinv.data import catalog, loader
-from xinv.data.loader import Batch, Reader, batches, epoch_order, floated
-from xinv.data.shards import Index, look_into, read_shard, shard_path, write_shard
+from xinv.data.index import Index, shard_path
+from xinv.data.loader import Batch, Reader, floated
+from xinv.data.shards import look_into, read_shard, write_shard
 from xinv.errors import InputError
-
-COUNTS = [5, 5, 5, 5, 3]
-TOTAL = sum(COUNTS)
-EVERY = {(shard, sample) for shard, count in enumerate(COUNTS) for sample in range(count)}
 
 
 def real_keys(found: list[Batch]) -> list[str]:
@@ -26,87 +25,6 @@ def partition_keys(folder: Path, partition: str = "attack") -> list[str]:
     index = Index.load(folder)
     shards = range(len(index.partitions[partition]))
     return [sample["__key__"] for number in shards for sample in read_shard(folder, index, partition, number)]
-
-
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("window", [1, 4, 5, 9, 10, 100])
-def test_order_has_every_sample_once(window):
-    order = epoch_order(COUNTS, seed=1, epoch=0, window=window)
-    assert order.shape == (TOTAL, 2) and order.dtype == np.int64
-    assert {tuple(pair) for pair in order.tolist()} == EVERY
-
-
-def test_order_is_a_pure_function_of_its_arguments():
-    first = epoch_order(COUNTS, seed=1, epoch=0, window=10)
-    np.random.seed(5)
-    np.testing.assert_array_equal(epoch_order(COUNTS, seed=1, epoch=0, window=10), first)
-    for other in ({"seed": 2, "epoch": 0}, {"seed": 1, "epoch": 1}):
-        assert (epoch_order(COUNTS, **other, window=10) != first).any()
-
-
-def test_blocks_hold_whole_shards_within_the_window():
-    for epoch in range(20):
-        order = epoch_order(COUNTS, seed=0, epoch=epoch, window=10)
-        spans: dict[int, list[int]] = {}
-        for position, shard in enumerate(order[:, 0].tolist()):
-            spans.setdefault(shard, []).append(position)
-        # No shard is spread over more than one window, so none is needed again once its block is over.
-        assert all(max(span) - min(span) < 10 for span in spans.values())
-
-
-def test_wide_window_is_a_full_shuffle():
-    firsts = Counter(tuple(epoch_order(COUNTS, seed=0, epoch=epoch, window=TOTAL)[0]) for epoch in range(400))
-    assert len(firsts) == TOTAL  # each sample comes first at some time
-    mixed = sum((np.diff(epoch_order(COUNTS, 0, epoch, TOTAL)[:, 0]) != 0).sum() for epoch in range(20)) / 20
-    assert mixed > 14  # neighbours are mostly of different shards (17.5 expected, 4 without a shuffle across shards)
-
-
-def test_narrow_window_still_shuffles_inside_a_shard():
-    order = epoch_order([50, 50], seed=0, epoch=0, window=1)
-    assert len(set(order[:50, 0].tolist())) == 1
-    assert order[:50, 1].tolist() != list(range(50)) and sorted(order[:50, 1].tolist()) == list(range(50))
-
-
-def test_window_must_hold_something():
-    with pytest.raises(InputError, match="window of 0"):
-        epoch_order(COUNTS, 0, 0, 0)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 23, 64])
-@pytest.mark.parametrize("cursor", [0, 9, 22, 23])
-def test_every_position_once_and_equal_rows_on_all_ranks(world, batch_size, cursor):
-    ranks = [list(batches(TOTAL, batch_size, cursor, rank, world)) for rank in range(world)]
-    assert len({len(plan) for plan in ranks}) == 1
-    counted: Counter[int] = Counter()
-    for together in zip(*ranks, strict=True):
-        assert len({len(part.positions) for part in together}) == 1
-        assert len({(part.samples, part.cursor) for part in together}) == 1
-        real = [position for part in together for position in part.positions[part.weight == 1].tolist()]
-        begin, end = together[0].cursor - together[0].samples, together[0].cursor
-        assert sorted(real) == list(range(begin, end))
-        # What fills up belongs to the same batch: it needs no other shard.
-        assert all(begin <= position < end for part in together for position in part.positions.tolist())
-        assert all(set(part.weight.tolist()) <= {0.0, 1.0} for part in together)
-        counted.update(real)
-    assert counted == Counter(range(cursor, TOTAL))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"batch_size": 0},
-        {"cursor": -1},
-        {"cursor": TOTAL + 1},
-        {"rank": 2, "world": 2},
-        {"rank": -1},
-    ],
-)
-def test_plan_out_of_range(wrong):
-    with pytest.raises(InputError, match="no batches of"):
-        list(batches(**{"total": TOTAL, "batch_size": 4, **wrong}))
 
 
 # --- the reader ------------------------------------------------------------------------------------------------------
@@ -261,8 +179,7 @@ def test_no_more_batches_are_decoded_ahead_than_memory_holds(tiny_images, monkey
     stream.close()
 
 
-def test_shards_are_checked_once_and_not_read_after_they_changed(tiny_images, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+def test_shards_are_checked_once_and_not_read_after_they_changed(own_images, monkeypatch):
     looks: Counter[int] = Counter()
 
     def look(folder, index, partition, number):
@@ -270,11 +187,11 @@ def test_shards_are_checked_once_and_not_read_after_they_changed(tiny_images, tm
         return look_into(folder, index, partition, number)
 
     monkeypatch.setattr(catalog, "look_into", look)
-    reader = Reader(folder, "attack", memory_bytes=SMALL)
+    reader = Reader(own_images, "attack", memory_bytes=SMALL)
     for epoch in range(3):
         list(reader.epoch(epoch, 4))
     assert looks == dict.fromkeys(range(5), 1)
-    path = shard_path(folder, "attack", 3)
+    path = shard_path(own_images, "attack", 3)
     path.write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"attack/000003\.tar has changed since it was checked"):
         list(reader.epoch(3, 4))
@@ -356,13 +273,12 @@ def test_two_iterators_of_one_reader_do_not_disturb_each_other(tiny_images):
 # --- what it refuses -------------------------------------------------------------------------------------------------
 
 
-def test_damaged_shard_stops_the_reader(tiny_images, tmp_path):
-    folder = Path(shutil.copytree(tiny_images, tmp_path / "images"))
-    path = shard_path(folder, "attack", 4)
+def test_damaged_shard_stops_the_reader(own_images):
+    path = shard_path(own_images, "attack", 4)
     path.write_bytes(path.read_bytes()[:-512])
     for memory_bytes in (2 << 30, 1):
         with pytest.raises(InputError, match=r"attack/000004\.tar"):
-            list(Reader(folder, "attack", memory_bytes=memory_bytes).epoch(0, 4))
+            list(Reader(own_images, "attack", memory_bytes=memory_bytes).epoch(0, 4))
 
 
 @pytest.mark.parametrize("swap", ["order", "keys"])

@@ -1,27 +1,23 @@
-"""Release shards: the right values beside the right images, made once, whatever happens meanwhile."""
+"""Release shards: the right values beside the right images, in every format, and what cannot be released."""
 
 import dataclasses
-import json
-import pickle
-import re
-import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from damage import edit_index
+from explaining import SETTINGS, Tasks, load, make, make_target
 from test_formats import EVERY
 from torch import Tensor
 
-from xinv.data.entries import entry_path
+from xinv.data.index import Index
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, read_shard, shard_path, verify
+from xinv.data.shards import read_shard, verify
 from xinv.errors import InputError, WorkError
-from xinv.files import sha256_of
-from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
+from xinv.nets.classifier import Classifier
 from xinv.release.formats import FormatSettings, decode, released_bytes
 from xinv.release.formats import release as formatted
 from xinv.release.methods import METHODS
@@ -31,60 +27,13 @@ from xinv.release.precompute import (
     Explainer,
     ReleaseSettings,
     all_tasks,
-    finish,
     precompute,
 )
-
-SETTINGS = ReleaseSettings(methods=("gradient", "grad_cam"), batch_size=3)
-
-
-def load(folder: Path) -> Classifier:
-    """A target whose weights follow from the number in its weights file."""
-    facts = json.loads((folder / "network.json").read_text())
-    torch.manual_seed(int((folder / "weights.safetensors").read_text()))
-    return build_classifier(ClassifierSettings(network=facts["network"], width=4), 1, 16, 4)
-
-
-def make_target(folder: Path, seed: int = 0, network: str = "cnn") -> Path:
-    folder.mkdir()
-    (folder / "network.json").write_text(json.dumps({"network": network}))
-    (folder / "weights.safetensors").write_text(str(seed))
-    (folder / "events.jsonl").write_text("not a part of the target")
-    return folder
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return make_target(tmp_path / "target")
-
-
-class Tasks:
-    """A run_tasks that remembers what it ran, and that dies after `limit` tasks."""
-
-    def __init__(self, limit: int | None = None) -> None:
-        self.ran: list[tuple[str, int]] = []
-        self.limit = limit
-
-    def __call__(self, factory: Callable[[], Any], tasks: list[Any], progress: Callable[..., None]) -> list[Any]:
-        run = pickle.loads(pickle.dumps(factory))()  # as a task runner sends it to its workers
-        results = []
-        for task in tasks:
-            if self.limit is not None and len(self.ran) == self.limit:
-                raise KeyboardInterrupt
-            results.append(run(task))
-            self.ran.append(task)
-            progress(len(results), len(tasks), "")
-        return results
-
-
-def make(images: Path, target: Path, out: Path, settings: ReleaseSettings = SETTINGS, **options: Any) -> Tasks:
-    tasks = options.pop("tasks", Tasks())
-    precompute(images, target, out, settings, load=load, run_tasks=tasks, **options)
-    return tasks
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256_of(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_release_is_its_own_images(tiny_images: Path, target: Path, tmp_path: Path) -> None:
@@ -153,98 +102,6 @@ def test_lessons_hold_no_victims(tiny_images: Path, target: Path, tmp_path: Path
     assert make(tiny_images, target, out, partitions=LESSON_PARTITIONS).ran == []
     with pytest.raises(InputError, match=r"holds releases of attack, attack_validation, and those of .*victim were"):
         make(tiny_images, target, out)
-
-
-def test_a_finished_set_is_not_made_again(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    make(tiny_images, target, out)
-    before = content(out)
-    # A kill between the index and the removal of the entries leaves some behind.
-    entry_path(out, ("victim", 0)).write_text("{}")
-    assert make(tiny_images, target, out).ran == []
-    assert content(out) == before
-
-
-@pytest.mark.parametrize("limit", [0, 1, 5])
-def test_continued_equals_uninterrupted(tiny_images: Path, target: Path, tmp_path: Path, limit: int) -> None:
-    make(tiny_images, target, tmp_path / "whole")
-    out = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt):
-        make(tiny_images, target, out, tasks=Tasks(limit))
-    assert not (out / "index.json").exists()
-    rest = make(tiny_images, target, out)
-    everything = all_tasks(Index.load(tiny_images))
-    assert rest.ran == everything[limit:]
-    assert content(out) == content(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "no tar", "no entry", "broken entry", "another's entry"])
-def test_what_is_not_whole_is_made_again(tiny_images: Path, target: Path, tmp_path: Path, damage: str) -> None:
-    make(tiny_images, target, tmp_path / "whole")
-    out = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt):
-        make(tiny_images, target, out, tasks=Tasks(3))
-    tar, entry = shard_path(out, "attack", 1), entry_path(out, ("attack", 1))
-    if damage == "flipped":
-        data = bytearray(tar.read_bytes())
-        data[700] ^= 1
-        tar.write_bytes(data)
-    elif damage == "cut":
-        tar.write_bytes(tar.read_bytes()[:-512])
-    elif damage == "no tar":
-        tar.unlink()
-    elif damage == "no entry":
-        entry.unlink()
-    elif damage == "broken entry":
-        entry.write_text("{")
-    else:
-        entry.write_text(entry_path(out, ("attack", 0)).read_text())
-    rest = make(tiny_images, target, out)
-    assert rest.ran[0] == ("attack", 1)
-    assert len(rest.ran) == len(all_tasks(Index.load(tiny_images))) - 2
-    assert content(out) == content(tmp_path / "whole")
-
-
-def test_shards_of_another_target_are_not_believed(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    other = make_target(tmp_path / "other", seed=1)
-    with pytest.raises(KeyboardInterrupt):
-        make(tiny_images, other, out, tasks=Tasks(4))
-    assert len(make(tiny_images, target, out).ran) == len(all_tasks(Index.load(tiny_images)))
-    with pytest.raises(InputError, match="holds another set"):
-        make(tiny_images, other, out)
-    more = ReleaseSettings(methods=("gradient",))
-    with pytest.raises(InputError, match="holds another set"):
-        make(tiny_images, target, out, more)
-
-
-def test_a_finished_set_with_a_shard_missing_is_named(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    make(tiny_images, target, out)
-    shard_path(out, "attack", 2).unlink()
-    with pytest.raises(InputError, match=r"attack/000002\.tar is missing or cut"):
-        make(tiny_images, target, out)
-
-
-def test_a_worker_does_not_remake_a_finished_shard(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    explainer = Explainer(target, tiny_images, tmp_path / "out", SETTINGS, load)
-    first = explainer(("victim", 0))
-    written = shard_path(tmp_path / "out", "victim", 0).stat().st_mtime_ns
-    assert explainer(("victim", 0)) == first
-    assert shard_path(tmp_path / "out", "victim", 0).stat().st_mtime_ns == written
-    with pytest.raises(WorkError, match=r"attack/000000\.tar is not finished"):
-        finish(tiny_images, target, tmp_path / "out", SETTINGS)
-
-
-def test_progress_counts_images_with_those_already_there(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        make(tiny_images, target, out, tasks=Tasks(2))
-    seen: list[tuple[float, float, str]] = []
-    make(tiny_images, target, out, progress=lambda *told: seen.append(told))
-    # attack has shards of 5, 5, 5, 5, 3, attack_validation of 5, 1, victim of 5, 5, 1
-    assert [(done, total) for done, total, _ in seen] == [(done, 40) for done in (15, 20, 23, 28, 29, 34, 39, 40)]
-    assert all(re.fullmatch(rf"{done} images, [\d.,]+ a second", note) for done, _, note in seen[1:])
 
 
 def test_the_batch_size_is_no_part_of_the_result(tiny_images: Path, target: Path, tmp_path: Path) -> None:
@@ -401,14 +258,10 @@ def test_unsuitable_targets_are_refused_before_any_work(tiny_images: Path, tmp_p
         make(tiny_images, tmp_path / "nothing", tmp_path / "out")
 
 
-def test_images_without_victims_are_refused(tiny_images: Path, target: Path, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    shutil.copytree(tiny_images, images)
-    index = json.loads((images / "index.json").read_text())
-    del index["partitions"]["victim"]
-    (images / "index.json").write_text(json.dumps(index))
+def test_images_without_victims_are_refused(own_images: Path, target: Path, tmp_path: Path) -> None:
+    edit_index(own_images, lambda index: index["partitions"].pop("victim"))
     with pytest.raises(InputError, match="no images in its partition 'victim'"):
-        make(images, target, tmp_path / "out")
+        make(own_images, target, tmp_path / "out")
 
 
 @pytest.mark.parametrize("methods", [("gradientt",), ("gradient", "gradient")])

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from xinv.data.loader import Batch, Reader
-from xinv.leak.score import ORIGINALS, Attack, Scorer, ScoreSettings, by_attack, save_samples, table, with_controls
+from xinv.leak.attack import ORIGINALS, Attack, ScoreSettings, with_controls
+from xinv.leak.score import Scorer
 from xinv.leak.subsets import proper_subsets
+from xinv.leak.table import Tables, by_attack, save_samples
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import preset
 from xinv.train.batches import split, to_device
@@ -155,7 +157,7 @@ def test_one_inverter_is_scored_on_every_subset(
                 found_BCHW = network(batch.prediction_BK, list(batch.maps.values()), present_BG).clamp(0, 1)
             expected += (found_BCHW - batch.image_BCHW).square().flatten(1).mean(1).tolist()
         np.testing.assert_allclose(results[attack.id]["metrics"]["mse"], expected, rtol=1e-5)
-    scores = table(wanted, results, "mean_image", SETTINGS, 0, lambda methods: 16.0 + 4 * len(methods))
+    scores = Tables(wanted, results, "mean_image", SETTINGS, 0, lambda methods: 16.0 + 4 * len(methods)).all()
     rows = {row["attack"]: row for row in scores["rows"]}
     grouped = [name for name, row in rows.items() if "group" in row]
     assert grouped == [one.id for one in wanted[:4]], "controls of the whole release are no subsets"

@@ -11,7 +11,8 @@ from conftest import write_set
 from safetensors.torch import load_file
 
 from xinv import config as configs
-from xinv.data.shards import Index, read_shard
+from xinv.data.index import Index
+from xinv.data.shards import read_shard
 from xinv.errors import InputError
 from xinv.files import write_json
 from xinv.nets.classifier import ClassifierSettings

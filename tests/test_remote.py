@@ -22,8 +22,9 @@ from test_train import job_for
 
 from xinv import remote
 from xinv import storage as storages
+from xinv.data.index import Index, shard_path
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, open_shard, read_shard, shard_path, verify
+from xinv.data.shards import open_shard, read_shard, verify
 from xinv.errors import InputError, WorkError
 from xinv.remote import REMOTE, Remote
 from xinv.stage import MARK, Finished, Store

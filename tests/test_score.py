@@ -11,8 +11,9 @@ from conftest import SIZE, write_set
 
 import xinv
 from xinv.data.attributes import Attribute
+from xinv.data.index import Index
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, read_shard
+from xinv.data.shards import read_shard
 from xinv.data.window import window
 from xinv.errors import InputError
 from xinv.leak.score import (
@@ -21,11 +22,9 @@ from xinv.leak.score import (
     Attack,
     Scorer,
     ScoreSettings,
-    by_attack,
-    save_samples,
-    table,
     with_controls,
 )
+from xinv.leak.table import Tables, by_attack, save_samples
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.inverter import PRESETS
 from xinv.train.weights import (
@@ -90,7 +89,7 @@ def audited(
     scorer = Scorer(images, releases, evaluators, SETTINGS, 0, load_classifier, load_inverter)
     tasks = [Attack(id=ORIGINALS, kind="originals", methods=("gradient",)), *wanted]
     results = by_attack(tasks, [scorer(task) for task in tasks])
-    return results, table(wanted, results, wanted[0].id, SETTINGS, 0, lambda methods: 16.0)
+    return results, Tables(wanted, results, wanted[0].id, SETTINGS, 0, lambda methods: 16.0).all()
 
 
 def test_one_evaluator_scores_as_ever(tiny_images: Path, tiny_releases: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ import numpy as np
 from PIL import Image
 
 from xinv.data import sheet
-from xinv.data.shards import Index, read_shard
+from xinv.data.index import Index
+from xinv.data.shards import read_shard
 from xinv.data.sheet import colours, contact_sheet
 
 

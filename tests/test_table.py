@@ -10,7 +10,7 @@ import pytest
 from xinv.errors import WorkError
 from xinv.leak.attack import ORIGINALS, Attack, ScoreSettings, with_controls
 from xinv.leak.statistics import detectable_effect, holm, paired_difference
-from xinv.leak.table import by_attack, save_samples, table
+from xinv.leak.table import Tables, by_attack, save_samples
 
 COUNT = 40
 BASELINE = Attack(id="prediction_only", kind="attack", inverter="prediction_only")
@@ -61,7 +61,7 @@ def results() -> dict[str, Any]:
 
 
 def made(results: dict[str, Any], attacks: list[Attack] = ATTACKS) -> dict[str, Any]:
-    found = table(attacks, results, BASELINE.id, SETTINGS, 0, lambda methods: 16.0 + 256 * len(methods))
+    found = Tables(attacks, results, BASELINE.id, SETTINGS, 0, lambda methods: 16.0 + 256 * len(methods)).all()
     json.dumps(found, allow_nan=False)  # plain numbers alone
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from dying import dying_after
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
@@ -100,19 +101,8 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], ato
 
 def interrupted(images: Path, folder: Path, stage: int, step: int, settings: dict[str, Any]) -> None:
     """Train, and die on every rank right after the checkpoint of `step`."""
-    original = Checkpoints.save
-
-    def save(self: Checkpoints, engine: Engine, state: TrainState, improved: bool) -> None:
-        original(self, engine, state, improved)
-        if state.step == step:
-            raise KeyboardInterrupt
-
-    Checkpoints.save = save  # type: ignore[method-assign]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(job_for(images, folder, zero_stage=stage, **settings))
-    finally:
-        Checkpoints.save = original  # type: ignore[method-assign]
+    with dying_after(step), pytest.raises(KeyboardInterrupt):
+        train(job_for(images, folder, zero_stage=stage, **settings))
 
 
 def continued(images: Path, folder: Path, stage: int, settings: dict[str, Any]) -> dict[str, Any]:

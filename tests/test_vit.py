@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from toys import small
+from toys import bright_quarter_accuracy, small
 
 from xinv.nets.classifier import ClassifierSettings, build_classifier
 
@@ -79,15 +78,6 @@ def test_images_do_not_see_each_other(network: str) -> None:
 @pytest.mark.parametrize("network", ["vit", "gnime_cnn"])
 def test_learns_where_the_bright_quarter_is(network: str) -> None:
     torch.manual_seed(0)
-    label_B = torch.arange(96) % 4
-    image_BCHW = torch.rand(96, 1, 16, 16) * 0.5
-    for image_CHW, label in zip(image_BCHW, label_B.tolist(), strict=True):
-        image_CHW[:, label // 2 * 8 :, label % 2 * 8 :][:, :8, :8] += 0.3
     model = build_classifier(ClassifierSettings(network=network, width=4), 1, 16, 4)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(110):
-        optimiser.zero_grad()
-        F.cross_entropy(model(image_BCHW[:64]), label_B[:64]).backward()
-        optimiser.step()
-    accuracy = (model(image_BCHW[64:]).argmax(1) == label_B[64:]).float().mean().item()
+    accuracy = bright_quarter_accuracy(model, rate=2e-3, steps=110)
     assert accuracy > 0.9, accuracy

@@ -1,17 +1,18 @@
 """The number of ranks may change between save and resume: 2, then 1, then 3, at every ZeRO stage, for all networks."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from dying import dying_after
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 
 from xinv.data.loader import Reader
 from xinv.nets.classifier import ClassifierSettings, build_classifier
 from xinv.nets.design import preset
-from xinv.train.checkpoint import Checkpoints, TrainState
 from xinv.train.engine import Engine
 from xinv.train.loop import TrainJob, train
 from xinv.train.settings import TrainingSettings
@@ -48,20 +49,9 @@ def job_for(kind: str, images: Path, releases: Path, folder: Path, settings: dic
 
 def as_far_as(step: int | None, *arguments: Any) -> dict[str, Any] | None:
     """Train, and die on every rank right after the checkpoint of `step`; None: to the end."""
-    original = Checkpoints.save
-
-    def save(self: Checkpoints, engine: Engine, state: TrainState, improved: bool) -> None:
-        original(self, engine, state, improved)
-        if state.step == step:
-            raise KeyboardInterrupt
-
-    Checkpoints.save = save  # type: ignore[method-assign]
-    try:
+    with dying_after(step), contextlib.suppress(KeyboardInterrupt):
         return train(job_for(*arguments)).model_dump()
-    except KeyboardInterrupt:
-        return None
-    finally:
-        Checkpoints.save = original  # type: ignore[method-assign]
+    return None
 
 
 CASES = [

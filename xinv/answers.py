@@ -6,8 +6,9 @@ from typing import Any
 
 from xinv.config import AuditConfig, ClassifierPart, EvaluatorPart
 from xinv.data.attributes import choose, gallery_records
+from xinv.data.index import Index
 from xinv.data.records import Record
-from xinv.data.shards import Index, people
+from xinv.data.shards import people
 
 
 def check_attributes(config: AuditConfig, records: Sequence[Record]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xinv.config import AuditConfig, SurrogateSettings
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.leak.score import Attack
 from xinv.leak.subsets import proper_subsets
 from xinv.nets.design import InverterDesign, ReleaseShape
@@ -18,6 +18,7 @@ from xinv.progress import Progress
 from xinv.release.methods import METHODS
 from xinv.release.precompute import LESSON_PARTITIONS, ReleaseSettings
 from xinv.stage import Finished
+from xinv.train.inline import Group
 from xinv.train.loop import TrainJob
 from xinv.train.losses import LossSettings
 from xinv.train.recipe import Recipe
@@ -38,6 +39,7 @@ class Stages(Protocol):
     """What `audit` offers to those who add stages."""
 
     config: AuditConfig
+    group: Group
 
     def stage(self, kind: str, title: str, identity: dict[str, Any], work: Work) -> Finished: ...
 

@@ -31,18 +31,16 @@ from xinv.closed_forms import closed_forms
 from xinv.config import AuditConfig, ClassifierPart, dump
 from xinv.data.attacker import open_images
 from xinv.data.build import build_images
-from xinv.data.shards import Index
-from xinv.files import digest, make_private, read_json, sha256_of, write_atomic, write_json
+from xinv.data.index import Index
+from xinv.files import make_private, read_json, write_atomic, write_json
 from xinv.keeping import kept_run, kept_training
-from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples, table, with_controls
 from xinv.nets.classifier import build_classifier
 from xinv.parallel import disconnect
 from xinv.progress import Progress, silent
-from xinv.provenance import git_revision, machine, versions
 from xinv.random_target import random_targets
-from xinv.release.formats import released_bytes
 from xinv.release.methods import METHODS
 from xinv.release.precompute import PARTITIONS, ReleaseSettings, check_classes, precompute
+from xinv.scores import score_attacks
 from xinv.stage import Finished, Store, lock
 from xinv.storage import opened
 from xinv.target import ImportedTarget, checked_target, imported_stage
@@ -51,12 +49,12 @@ from xinv.train.imported import load_target
 from xinv.train.inline import Group
 from xinv.train.loop import TrainJob
 from xinv.train.run import TrainingGroup
-from xinv.train.weights import ClassifierSpec, load_classifier, load_inverter
+from xinv.train.weights import ClassifierSpec
 
 Stop = Literal["images", "target", "releases", "inverters", "scores", "report"]
 Screen = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
-FORMATS = {"images": 2, "classifier": 1, "releases": 1, "scores": 2}
+FORMATS = {"images": 2, "classifier": 1, "releases": 1}
 """Raised when a stage's code changes what it computes, so that results of the older code are not taken for it."""
 
 
@@ -140,7 +138,7 @@ class Audit:
         attacks += random_targets(self, images, releases, target)
         if until == "inverters":
             return {}
-        scored = self.scores(images, releases, evaluators, target, attacks)
+        scored = score_attacks(self, images, releases, evaluators, target, attacks)
         scores: dict[str, Any] = read_json(scored.folder / "scores.json")
         if until == "report":
             self.report(scored)
@@ -299,92 +297,6 @@ class Audit:
 
         with kept_training(self.store.storage, job.folder):
             return self.group.train(job, progress, note).model_dump(mode="json")
-
-    def scores(
-        self,
-        images: Finished,
-        releases: Finished,
-        evaluators: dict[str, Finished],
-        target: Finished,
-        attacks: list[Attack],
-    ) -> Finished:
-        """Every attack on the victims, once."""
-        everything = with_controls(attacks, self.config.attack.controls)
-        identity = {
-            "format": FORMATS["scores"],
-            "audit": self.config.name,
-            "settings": self.config.score.model_dump(mode="json"),
-            "seed": self.config.seed,
-            "evaluators": {name: evaluator.id for name, evaluator in evaluators.items()},
-            "releases": releases.id,
-            "known_images": self.config.attack.images,
-            "attacks": [one.described() for one in everything],
-        }
-
-        def work(folder: Path, progress: Progress) -> dict[str, str]:
-            self.group.close()  # trainings are over; scoring may have its memory and its GPUs
-            asked = Attack(id=ORIGINALS, kind="originals", methods=self.config.release.methods)
-            factory = functools.partial(
-                Scorer,
-                images.folder.resolve(),
-                releases.folder.resolve(),
-                {name: evaluator.folder.resolve() for name, evaluator in evaluators.items()},
-                self.config.score,
-                self.config.seed,
-                load_classifier,
-                load_inverter,
-                self.config.attack.images,
-            )
-            tasks = [asked, *(one.absolute() for one in everything)]
-            found = self.run_tasks(factory, tasks, progress)
-            results = by_attack(tasks, found)
-            baseline = everything[0].id
-            released = functools.partial(released_bytes, Index.load(releases.folder))
-            scores = {
-                "schema": 1,
-                "audit": self.config.name,
-                "data": self._described(images),
-                "provenance": self._provenance(images, releases, target, *evaluators.values()),
-                **table(everything, results, baseline, self.config.score, self.config.seed, released),
-            }
-            save_samples(folder, everything, results)
-            write_json(folder / "scores.json", scores)
-            return {"scores": sha256_of((folder / "scores.json").read_bytes())}
-
-        return self.stage("scores", "Scores", identity, work)
-
-    def _described(self, images: Finished) -> dict[str, Any]:
-        index = Index.load(images.folder)
-        data = self.config.data
-        return {
-            "source": data.source.kind,
-            "synthetic": index.synthetic,
-            "size": data.size,
-            "channels": data.channels,
-            "label_names": list(index.label_names),
-            "images": images.result,
-            "disjoint": data.split.disjoint,
-        }
-
-    def _provenance(self, *stages: Finished) -> dict[str, Any]:
-        shards = {
-            stage.id: digest(Index.load(stage.folder).model_dump(mode="json"))
-            for stage in stages
-            if (stage.folder / "index.json").exists()
-        }
-        return {
-            "git": git_revision(),
-            "versions": versions(),
-            "machine": machine(),
-            "seeds": {"audit": self.config.seed},
-            "stages": [stage.id for stage in stages],
-            "shards": shards,
-            "workers": {
-                "count": self.config.workers.count,
-                "cpus": self.config.workers.cpus,
-                "gpus": self.config.workers.gpus,
-            },
-        }
 
     def report(self, scored: Finished) -> None:
         """scores.json and report.html in the run folder."""

@@ -186,7 +186,8 @@ def config_schema() -> None:
     ),
 )
 def shards_verify(folder: ShardFolder, as_json: AsJson = False) -> None:
-    from xinv.data.shards import Index, verify
+    from xinv.data.index import Index
+    from xinv.data.shards import verify
     from xinv.progress import Terminal
 
     terminal = Terminal()

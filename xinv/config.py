@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from xinv.bucket import StorageUrl, local_path
 from xinv.data.build import DataSettings
 from xinv.leak.score import ScoreSettings
 from xinv.leak.subsets import check_groups
-from xinv.mistakes import explain
+from xinv.mistakes import checked
 from xinv.nets.classifier import ClassifierSettings
 from xinv.nets.growth import check_growth
 from xinv.nets.inverter import PRESETS, InverterDesign
@@ -356,10 +356,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> AuditConfig:
 def validated(tree: dict[str, Any], source: str) -> AuditConfig:
     """`tree` as a configuration; `source` names it in messages. Its key `inverter`, recipe files, is read in."""
     tree = with_recipes(tree, AttackSettings.model_fields["inverters"].default)
-    try:
-        return AuditConfig.model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, AuditConfig, source) from None
+    return checked(AuditConfig, tree, source)
 
 
 def dump(config: AuditConfig) -> str:

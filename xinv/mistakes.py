@@ -7,13 +7,23 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from xinv.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], tree: Any, source: str) -> Model:
+    """`tree`, read from the file `source`, as a `model`. InputError, as `explain` words it, where it is none."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, model, source) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> InputError:

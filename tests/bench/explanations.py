@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xinv.data.shards import Index, schema_of, shard_path, write_shard
+from xinv.data.fields import schema_of
+from xinv.data.index import Index, shard_path
+from xinv.data.shards import write_shard
 from xinv.nets.classifier import Classifier, ClassifierSettings, build_classifier
 from xinv.provenance import machine, versions
 from xinv.release.methods import METHODS

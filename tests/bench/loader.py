@@ -30,8 +30,10 @@ from figures import Figure, report
 from PIL import Image
 from torch import nn
 
+from xinv.data.fields import schema_of
+from xinv.data.index import Index, shard_path
 from xinv.data.loader import Reader
-from xinv.data.shards import Index, schema_of, shard_path, write_shard
+from xinv.data.shards import write_shard
 from xinv.nets.design import PRESETS
 from xinv.train.weights import InverterSpec
 

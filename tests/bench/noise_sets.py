@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from xinv.data.shards import Index, schema_of, shard_path, write_shard
+from xinv.data.fields import schema_of
+from xinv.data.index import Index, shard_path
+from xinv.data.shards import write_shard
 
 CLASSES = 10
 SHARD = 256

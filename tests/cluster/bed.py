@@ -21,6 +21,9 @@ from pathlib import Path
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this file is run by hand too
+from marks import marked
+
 FOLDER = Path("/tmp/xinv-bed")
 BRIDGE = "xinvbr"
 HOST = "10.77.0.254"
@@ -187,16 +190,6 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.children(recursive=True)
     return []
-
-
-def marked(mark: str) -> list[int]:
-    """Processes with `mark` in their environment, such as SLURM_CONF=..."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- Slurm

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from xinv.data.index import Index
 from xinv.data.records import Record
-from xinv.data.shards import Index, read_shard
+from xinv.data.shards import read_shard
 from xinv.errors import InputError
 
 MAX_VALUES = 10

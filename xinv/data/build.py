@@ -18,7 +18,8 @@ import xinv
 from xinv.data.attacker import AttackerSettings, open_images
 from xinv.data.entries import Entry, RunTasks, Task, entry_path, finished_entries, remove_entries
 from xinv.data.fields import FieldSchema, encode
-from xinv.data.shards import INDEX_NAME, Index, ShardEntry, shard_path, write_shard
+from xinv.data.index import INDEX_NAME, Index, ShardEntry, shard_path
+from xinv.data.shards import write_shard
 from xinv.data.sources import Source, SourceSettings
 from xinv.data.splits import PARTITIONS, SplitSettings, split
 from xinv.errors import InputError

@@ -20,7 +20,8 @@ import numpy as np
 from xinv.data.attributes import Attribute, positions
 from xinv.data.decoding import Request
 from xinv.data.fields import FieldSchema
-from xinv.data.shards import Index, Stamp, look_into, open_shard, shard_path, stamp_of, value_of
+from xinv.data.index import Index, shard_path
+from xinv.data.shards import Stamp, look_into, open_shard, stamp_of, value_of
 from xinv.errors import InputError
 from xinv.remote import Remote
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from xinv.data.fields import FieldSchema, codec, decode, npy_header
-from xinv.data.shards import MEND, Stamp, damaged, stamp_of
+from xinv.data.index import MEND
+from xinv.data.shards import Stamp, damaged, stamp_of
 from xinv.errors import InputError
 
 ALIGNMENT = 64  # bytes: where arrays may begin

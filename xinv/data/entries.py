@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from xinv.data.shards import ShardEntry, shard_path
+from xinv.data.index import ShardEntry, shard_path
 from xinv.errors import InputError
 from xinv.files import read_json, sha256_of_file, write_json
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from xinv.data.shards import Index, read_shard
+from xinv.data.index import Index
+from xinv.data.shards import read_shard
 from xinv.files import write_atomic
 
 TILE = 72  # px, side of one picture

@@ -16,9 +16,10 @@ from typing import Any
 
 from xinv import audit
 from xinv.audit import Screen, unseen
+from xinv.base import trial_workers
 from xinv.binding import bind, bind_folder
 from xinv.config import UNBOUND as CARRIES
-from xinv.factors.settings import FactorsConfig, worker_settings
+from xinv.factors.settings import FactorsConfig
 from xinv.factors.table import table
 from xinv.factors.trial import Trials as Expanded
 from xinv.factors.trial import trials_of
@@ -74,7 +75,7 @@ def run(config: FactorsConfig, screen: Screen = unseen) -> dict[str, Any]:
 
 def _check_memory(config: FactorsConfig, expanded: Expanded) -> None:
     """InputError where a training of a trial cannot fit into memory. Side by side, each trains on one rank."""
-    workers = expanded.base.workers if config.trials.in_turn else worker_settings(config, expanded.base.workers)
+    workers = expanded.base.workers if config.trials.in_turn else trial_workers(config.trials, expanded.base.workers)
     check_here(
         {
             expanded.origins[name]: trial.model_copy(update={"workers": workers})
@@ -91,7 +92,7 @@ def resolved(config: FactorsConfig, expanded: Expanded) -> dict[str, Any]:
 
 def _together(config: FactorsConfig, expanded: Expanded, tracker: Tracker, screen: Screen) -> None:
     """Trials side by side, each stage made once (`trials.team`)."""
-    settings = worker_settings(config, expanded.base.workers)
+    settings = trial_workers(config.trials, expanded.base.workers)
     team = Team(settings, config.folder / "log.txt", config.trials.at_once, config.trials.gpus)
     trials = Trials(expanded.configs, team, tracker, expanded.origins)
     with screen("Images") as progress:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xinv.base import Base, Overrides, read_base
 from xinv.bucket import StorageUrl
-from xinv.mistakes import explain
-from xinv.overrides import apply, leaves, load_yaml
-from xinv.parallel import WorkerSettings
+from xinv.mistakes import checked
+from xinv.overrides import apply, load_yaml
 
 OWNED = ("name", "runs", "workers", "track", "storage", "cache_gib")
 """Sections of an audit that the analysis decides for every trial."""
@@ -80,11 +80,11 @@ class FactorsConfig(BaseModel):
         Path("runs"), description="where run folders are; each trial has its own, RUNS/NAME.FACTOR.SETTING"
     )
     storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
-    base: Path | dict[str, Any] = Field(
+    base: Base = Field(
         description="the audit that is varied: a configuration file, its path relative to the folder of this file, or "
         "the configuration itself"
     )
-    overrides: tuple[str, ...] | dict[str, Any] = Field(
+    overrides: Overrides = Field(
         (), description="changes to the base for all trials: [key.sub=value, ...], or as in a setting"
     )
     factors: dict[str, Factor] = Field(min_length=1, description="what is varied, one at a time")
@@ -108,35 +108,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> FactorsConfig:
     Raises:
         InputError: as `config.load`; the trials' own configurations are looked at by `trials_of`.
     """
-    tree = apply(load_yaml(path), overrides)
-    try:
-        found = FactorsConfig.model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, FactorsConfig, str(path)) from None
-    if isinstance(found.base, dict):
-        return found
-    file = path.parent / found.base.expanduser()
-    return found.model_copy(update={"base": load_yaml(file)})
-
-
-def base_tree(config: FactorsConfig) -> dict[str, Any]:
-    """The base with `overrides` applied, as an audit's tree. InputError for an override that does not apply."""
-    assert isinstance(config.base, dict), "load() has read it"
-    changes = config.overrides
-    return apply(config.base, list(changes) if isinstance(changes, tuple) else leaves(changes))
-
-
-def worker_settings(config: FactorsConfig, base: WorkerSettings) -> WorkerSettings:
-    """What a trial's audit says of the process that it runs in."""
-    trials = config.trials
-    return WorkerSettings(
-        address=trials.address or base.address,
-        count=1,
-        cpus=trials.cpus,
-        gpus=1 if trials.gpus else 0,
-        max_failures=trials.max_failures,
-        start_limit=trials.start_limit,
-    )
+    found = checked(FactorsConfig, apply(load_yaml(path), overrides), str(path))
+    return found.model_copy(update={"base": read_base(found.base, path)})
 
 
 def slug(label: str) -> str:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from xinv.base import changed, trial_workers
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
-from xinv.factors.settings import OWNED, FactorsConfig, base_tree, slug, worker_settings
+from xinv.factors.settings import OWNED, FactorsConfig, slug
 from xinv.files import digest
 from xinv.overrides import apply, leaves
 
@@ -40,11 +41,11 @@ def trials_of(config: FactorsConfig, source: str = "factors") -> Trials:
         InputError: the base or a setting is no valid audit, named by factor and label; two settings of a factor whose
             folders would have one name.
     """
-    tree = base_tree(config)
+    tree = changed(config.base, config.overrides)
     owned = {"name": f"{config.name}.base", "runs": str(config.runs)}
     owned |= {"storage": config.storage} if config.storage else {}
     base = validated(tree | owned, f"{source}: base")
-    workers = base.workers if config.trials.in_turn else worker_settings(config, base.workers)
+    workers = base.workers if config.trials.in_turn else trial_workers(config.trials, base.workers)
     track = base.track if config.trials.in_turn else base.track.model_copy(update={"mode": "disabled"})
     placed = {"workers": workers, "track": track}
     base_trial = base.model_copy(update=placed)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xinv.data.index import Index
 from xinv.data.lessons import Lessons
 from xinv.data.loader import Batch, Reader
-from xinv.data.shards import Index
 from xinv.data.window import window
 from xinv.leak.attack import ORIGINALS, PARTITION, Attack, ScoreSettings, with_controls
 from xinv.leak.controls import mean_image, other_image, partners
@@ -21,7 +21,6 @@ from xinv.leak.evaluators import Panel, Sitting
 from xinv.leak.metrics import image_metrics
 from xinv.leak.nearest import nearest_images
 from xinv.leak.subsets import with_withheld
-from xinv.leak.table import by_attack, save_samples, table
 from xinv.nets.classifier import Classifier
 
 __all__ = [
@@ -30,9 +29,6 @@ __all__ = [
     "Attack",
     "ScoreSettings",
     "Scorer",
-    "by_attack",
-    "save_samples",
-    "table",
     "with_controls",
 ]
 

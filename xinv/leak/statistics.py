@@ -22,11 +22,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval; an end that is exactly zero counts as inside."""
-        return self.low > 0.0 or self.high < 0.0
-
 
 class Difference(NamedTuple):
     """A mean difference with its confidence interval, and what the same resamples say about zero."""
@@ -36,11 +31,6 @@ class Difference(NamedTuple):
     high: float
     p: float
     standard_error: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval; an end that is exactly zero counts as inside."""
-        return self.low > 0.0 or self.high < 0.0
 
 
 class Ratio(NamedTuple):

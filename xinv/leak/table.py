@@ -4,6 +4,7 @@ Axes: N victims, S training seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,50 +39,36 @@ def _joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**results[0], **stacked}
 
 
-def table(
-    attacks: Sequence[Attack],
-    results: Results,
-    baseline: str,
-    settings: ScoreSettings,
-    seed: int,
-    released: Callable[[Sequence[str]], float],
-) -> dict[str, Any]:
-    """The part of scores.json that follows from the scores of every victim.
+@dataclass
+class Tables:
+    """The part of scores.json that follows from the scores of every victim. `all` makes it.
 
     Args:
         attacks: all but the originals; those of one id, trained with different seeds, count as one.
         results: attack id -> what `Scorer` returned (`by_attack`); ORIGINALS -> the originals.
         baseline: id of the prediction-only attack. A leak is score(attack) - score(baseline), paired by image.
         released: bytes that the target gives out for one image with these explanations (`release.formats`).
-
-    Returns:
-        {"level", "resamples", "images", "identities", "rows", "leaks", "evaluators", "target"}, and "evaluator" (the
-        accuracy of the first one, unless it reads attributes), "risk" and "reidentification" where there is something
-        to say; intervals by a bootstrap over identities, and over seeds where there are several.
     """
-    return _Tables(list({one.id: one for one in attacks}.values()), results, baseline, settings, seed, released).all()
 
+    attacks: Sequence[Attack]
+    results: Results
+    baseline: str
+    settings: ScoreSettings
+    seed: int
+    released: Callable[[Sequence[str]], float]
 
-class _Tables:
-    """The tables of one audit: what they share."""
-
-    def __init__(
-        self,
-        attacks: Sequence[Attack],
-        results: Results,
-        baseline: str,
-        settings: ScoreSettings,
-        seed: int,
-        released: Callable[[Sequence[str]], float],
-    ) -> None:
-        self.attacks, self.results, self.baseline = attacks, results, baseline
-        self.settings, self.seed, self.released = settings, seed, released
-        self.originals = results[ORIGINALS]
+    def __post_init__(self) -> None:
+        self.attacks = list({one.id: one for one in self.attacks}.values())
+        self.originals = self.results[ORIGINALS]
         self.identity = np.asarray(self.originals["identity"])
         self.cluster_N = np.unique(self.identity, return_inverse=True)[1]
         self.count = len(self.identity)
 
     def all(self) -> dict[str, Any]:
+        """{"level", "resamples", "images", "identities", "rows", "leaks", "evaluators", "target"}, and "evaluator" (the
+        accuracy of the first one, unless it reads attributes), "risk" and "reidentification" where there is something
+        to say; intervals by a bootstrap over identities, and over seeds where there are several.
+        """
         evaluators = self.evaluators()
         found = {
             "level": self.settings.level,

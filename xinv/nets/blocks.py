@@ -53,6 +53,15 @@ def make_norm(name: str, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+def layout_for(normalisation: str) -> torch.memory_format:
+    """How a network with this normalisation lays out its activations.
+
+    Convolutions and pooling are up to 1.5 times faster with channels last, GroupNorm is slower than they gain. Weights
+    stay as they are: DeepSpeed cannot broadcast channels_last parameters.
+    """
+    return torch.contiguous_format if normalisation == "group" else torch.channels_last
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """A context in which `device` computes in the precision of what it is given."""
     if device.type == "meta":  # shapes alone: it has no autocast to leave, and torch raises if it is asked to

@@ -24,8 +24,8 @@ from xinv.data.attacker import open_images
 from xinv.data.attributes import Attribute, choose
 from xinv.data.build import DataSettings
 from xinv.data.fields import FieldSchema
+from xinv.data.index import Index
 from xinv.data.records import Source
-from xinv.data.shards import Index
 from xinv.data.splits import split
 from xinv.errors import InputError
 from xinv.files import digest, write_json

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xinv.data.fields import FieldSchema
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.errors import InputError
 
 Shape = tuple[int, int, int]

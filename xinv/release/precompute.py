@@ -20,7 +20,8 @@ from torch import nn
 import xinv
 from xinv.data.entries import Entry, RunTasks, Task, finished_entries, finished_entry, remove_entries
 from xinv.data.fields import FieldSchema, schema_of
-from xinv.data.shards import INDEX_NAME, Index, read_shard, shard_path, write_shard
+from xinv.data.index import INDEX_NAME, Index, shard_path
+from xinv.data.shards import read_shard, write_shard
 from xinv.data.window import window
 from xinv.errors import InputError, WorkError
 from xinv.files import digest, make_private, sha256_of

@@ -10,6 +10,7 @@ from xinv.errors import InputError
 from xinv.files import write_atomic
 from xinv.report import rows
 from xinv.report.factor_chart import Point, Series, factor_chart
+from xinv.report.figures import Panel
 from xinv.report.measures import METRICS, MINUS, Metric
 from xinv.report.page import data_line, flat, templates
 from xinv.report.rows import Leak, Scores
@@ -22,15 +23,6 @@ AS_CONFIGURED = "as configured"
 
 Setting = Mapping[str, Any]
 Factor = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The chart of one metric."""
-
-    heading: str
-    picture: str
-    description: str
 
 
 @dataclass(frozen=True)

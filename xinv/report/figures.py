@@ -55,6 +55,15 @@ class Bar:
     control: bool = False
 
 
+@dataclass(frozen=True)
+class Panel:
+    """The chart of one metric on a page, and what it shows in words."""
+
+    heading: str
+    picture: str
+    description: str
+
+
 def leak_chart(metric: Metric, bars: Sequence[Bar]) -> str:
     """Horizontal bars of the leak in one metric, right of zero meaning more leak, as an SVG `data:` URI.
 

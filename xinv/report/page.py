@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xinv.files import write_atomic
 from xinv.report import attributes, figures, rows, summary, tables
+from xinv.report.figures import Panel
 from xinv.report.gallery import gallery
 from xinv.report.measures import METRICS
 from xinv.report.rows import Scores
@@ -25,15 +26,6 @@ class Card:
     value: str
     label: str
     detail: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The leak chart of one metric."""
-
-    heading: str
-    picture: str
-    description: str
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from xinv.attacks import InverterTraining, train_inverter
 from xinv.audit import Screen, unseen
 from xinv.config import AuditConfig
 from xinv.files import aside, make_private
-from xinv.leak.score import ORIGINALS, Attack, Scorer, by_attack, save_samples
+from xinv.leak.attack import ORIGINALS, Attack
+from xinv.leak.score import Scorer
 from xinv.leak.statistics import paired_ratio
+from xinv.leak.table import by_attack, save_samples
 from xinv.nets.design import InverterDesign
 from xinv.search.best import ranked, recipe
 from xinv.search.comparison import (

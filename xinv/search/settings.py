@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xinv.base import Base, Overrides, changed, read_base, trial_workers
 from xinv.bucket import StorageUrl
 from xinv.config import UNBOUND as CARRIES
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
-from xinv.mistakes import explain
-from xinv.overrides import apply, leaves, load_yaml
+from xinv.mistakes import checked
+from xinv.overrides import apply, load_yaml
 from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
 from xinv.search.comparison import FinalSettings
@@ -93,11 +94,11 @@ class SearchConfig(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is RUNS/NAME")
     runs: Path = Field(Path("runs"), description="where run folders are; finished stages of audits are found there")
     storage: StorageUrl | None = Field(None, description="as `storage` of an audit; null: that of the base")
-    base: Path | dict[str, Any] = Field(
+    base: Base = Field(
         description="the audit whose data, target and releases are attacked: a configuration file, its path relative "
         "to the folder of this file, or the configuration itself"
     )
-    overrides: tuple[str, ...] | dict[str, Any] = Field(
+    overrides: Overrides = Field(
         (), description="changes to the base: [key.sub=value, ...], or a tree of sections and dotted keys"
     )
     release: tuple[str, ...] = Field(
@@ -158,14 +159,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises:
         InputError: as `config.load`; the base's own content is looked at by `base_audit`.
     """
-    tree = apply(load_yaml(path), overrides)
-    try:
-        found = SearchConfig.model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, SearchConfig, str(path)) from None
-    if isinstance(found.base, dict):
-        return found
-    return found.model_copy(update={"base": load_yaml(path.parent / found.base.expanduser())})
+    found = checked(SearchConfig, apply(load_yaml(path), overrides), str(path))
+    return found.model_copy(update={"base": read_base(found.base, path)})
 
 
 def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
@@ -175,9 +170,7 @@ def base_audit(config: SearchConfig, source: str = "search") -> AuditConfig:
         InputError: the base is no valid audit, or does not release what the search attacks; a search to start from
             is none.
     """
-    assert isinstance(config.base, dict), "load() has read it"
-    changes = config.overrides
-    tree = apply(config.base, list(changes) if isinstance(changes, tuple) else leaves(changes))
+    tree = changed(config.base, config.overrides)
     owned = {"name": config.name, "runs": str(config.runs)} | ({"storage": config.storage} if config.storage else {})
     base = validated(tree | owned, f"{source}: base")
     for method in config.release:
@@ -212,12 +205,4 @@ def training_of(config: SearchConfig, base: AuditConfig) -> TrainingSettings:
 
 def worker_settings(config: SearchConfig, base: WorkerSettings) -> WorkerSettings:
     """The cluster that trials run on, and the process of each."""
-    place = config.place
-    return WorkerSettings(
-        address=place.address or base.address,
-        count=1,
-        cpus=place.cpus,
-        gpus=1 if place.gpus else 0,
-        max_failures=place.max_failures,
-        start_limit=place.start_limit,
-    )
+    return trial_workers(config.place, base)

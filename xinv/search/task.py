@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from xinv.attacks import release_shape
 from xinv.audit import Audit
 from xinv.config import AuditConfig
-from xinv.data.shards import Index
+from xinv.data.index import Index
 from xinv.files import digest
 from xinv.nets.design import InverterDesign, ReleaseShape
 from xinv.stage import Finished

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from inverters import inputs, parameters
 from pydantic import ValidationError
 from ranks import run_on_ranks
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xinv.errors import InputError
-from xinv.nets.attention import Attention, FeatureAttention, Position, head_count
-from xinv.nets.blocks import PlaceNorm, make_norm
+from xinv.nets.attention import Attention
+from xinv.nets.blocks import PlaceNorm
 from xinv.nets.inverter import PRESETS, Inverter, InverterDesign, ReleaseShape, build_inverter
-from xinv.nets.patches import Cells, PatchTokens, TokenMixer
+from xinv.nets.patches import PatchTokens
 from xinv.train.loop import TrainJob, train
 from xinv.train.losses import LossSettings
 from xinv.train.settings import TrainingSettings
@@ -57,14 +58,6 @@ def build(
 ) -> Inverter:
     torch.manual_seed(0)
     return build_inverter(design(axis, **changes), ReleaseShape(3, maps), channels, size)
-
-
-def inputs(model: Inverter, batch: int = 2) -> tuple[Tensor, list[Tensor]]:
-    return torch.randn(batch, model.release.classes), [torch.randn(batch, *shape) for shape in model.release.maps]
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def awake(model: Inverter) -> Inverter:
@@ -307,35 +300,6 @@ def test_attention_parameters_counted_by_hand() -> None:
     assert parameters(cross) - parameters(plain) == tokens + look + (10 * 64 + 64)
 
 
-def test_where_levels_attend() -> None:
-    sizes = [64, 32, 16, 8, 4]
-    chosen = InverterDesign(attention_size=8, fusion="cross_attention", fusion_size=16)
-    assert chosen.attends_at(sizes) == [False, False, False, True, True]
-    assert chosen.looks_at_tokens_at(sizes) == [False, False, True, True, True]
-    assert chosen.attends_at([28, 14]) == [False, True]  # the coarsest, or the choice would mean nothing
-    assert InverterDesign(attention_size=32).attends_at([28, 14, 7]) == [False, True, True]  # no blocks at full size
-    assert InverterDesign(attention_size=32, full_size_blocks=True).attends_at([28, 14, 7]) == [True, True, True]
-    assert InverterDesign(attention_size=4).attends_at([9]) == [True]
-    assert PRESETS["film_unet"].attends_at(sizes) == PRESETS["film_unet"].looks_at_tokens_at(sizes) == [False] * 5
-
-
-def test_skips_of_a_chosen_size_lie_between_cnn_and_unet() -> None:
-    sizes = [32, 16, 8, 4]
-    unet = InverterDesign(encoder="unet", skip_size=8)
-    assert unet.skips_from(sizes) == [False, False, True, True]
-    assert unet.skips_from([32, 16]) == [False, True]  # the coarsest, or it would be a cnn under another name
-    assert InverterDesign(encoder="unet").skips_from(sizes) == [True] * 4
-    assert InverterDesign(encoder="cnn").skips_from(sizes) == [False] * 4
-    release = ReleaseShape(10, ((1, 32, 32),))
-    counts = [
-        parameters(build_inverter(InverterDesign(**kind), release, 1, 32))
-        for kind in ({"encoder": "cnn"}, {"encoder": "unet", "skip_size": 8}, {"encoder": "unet"})
-    ]
-    # Skips of 4 and 8 px widen the blocks of 128 and 64 channels; those of 16 and 32 px the block of 32 and the head.
-    assert counts[1] - counts[0] == 9 * (128 * 128 + 64 * 64)
-    assert counts[2] - counts[1] == 9 * (32 * 32 + 16 * 1)
-
-
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -359,115 +323,7 @@ def test_presets_are_what_they_were(name: str, count: int) -> None:
     assert not [module for module in model.modules() if isinstance(module, Attention | PatchTokens | PlaceNorm)]
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
-
-
-def test_heads_divide_the_width() -> None:
-    assert [head_count(width) for width in (1, 16, 31, 32, 48, 64, 96, 512)] == [1, 1, 1, 2, 3, 4, 6, 8]
-
-
-def test_attention_by_hand() -> None:
-    """Of a query that matches the first of two keys by ln 3: weights 3/4 and 1/4."""
-    attention = Attention(1, 1, silent=False)
-    with torch.no_grad():
-        for layer, weight in ((attention.query, [[1.0]]), (attention.token, [[1.0], [4.0]]), (attention.out, [[1.0]])):
-            layer.weight.copy_(torch.tensor(weight))
-            layer.bias.zero_()
-    token_BTE = torch.tensor([[[1.0], [0.0]]])
-    query_BND = torch.tensor([[[3.0]]]).log()
-    torch.testing.assert_close(attention(query_BND, token_BTE), torch.tensor([[[3.0]]]))  # 3/4 x 4 + 1/4 x 0
-
-
-def test_attention_is_what_torch_computes() -> None:
-    torch.manual_seed(0)
-    attention = Attention(32, 8, silent=False)
-    query_BND, token_BTE = torch.randn(2, 5, 32), torch.randn(2, 7, 8)
-    query, (key, value) = attention.query(query_BND), attention.token(token_BTE).chunk(2, dim=2)
-    parts = [one.unflatten(2, (2, 16)).transpose(1, 2) for one in (query, key, value)]
-    expected = attention.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(attention(query_BND, token_BTE), expected)
-
-
-def test_untrained_attention_changes_nothing() -> None:
-    feature_BCHW = torch.randn(2, 6, 5, 5)
-    assert torch.equal(FeatureAttention(6, 5)(feature_BCHW), feature_BCHW)
-    assert torch.equal(FeatureAttention(6, 5, 4)(feature_BCHW, torch.randn(2, 3, 4)), feature_BCHW)
-
-
-def test_positions_of_two_grids_agree_where_their_centres_do() -> None:
-    fine, coarse = Position(9, 9, 4).code_NF.reshape(9, 9, -1), Position(3, 3, 4).code_NF.reshape(3, 3, -1)
-    torch.testing.assert_close(fine[1::3, 1::3], coarse, rtol=1e-4, atol=1e-5)
-    assert len(torch.unique(Position(32, 32, 4).code_NF, dim=0)) == 32 * 32
-
-
-def test_mixtures_by_hand() -> None:
-    mixer = TokenMixer(tokens=2, mixtures=1)
-    with torch.no_grad():
-        mixer.linear.weight.copy_(torch.tensor([[2.0, -1.0]]))
-        mixer.linear.bias.zero_()
-    token_BTE = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]])
-    torch.testing.assert_close(mixer(token_BTE), torch.tensor([[-2.0, 0.0, 2.0]]))
-
-
-def test_cell_means_by_hand() -> None:
-    map_BMHW = torch.arange(1.0, 7.0).reshape(1, 1, 2, 3)  # in cells of 2 px, of which the second lacks a column
-    cells = Cells(height=2, width=3, grid=2)
-    assert (cells.side, cells.rows, cells.columns) == (2, 1, 2)
-    torch.testing.assert_close(cells.means(map_BMHW), torch.tensor([[(1 + 2 + 4 + 5) / 4, (3 + 6) / 4]]))
-    small = Cells(height=2, width=3, grid=8)
-    assert torch.equal(small.means(map_BMHW), map_BMHW.flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("size", "averaged", "side", "rows"),
-    [(7, 1, 1, 7), (28, 1, 2, 14), (512, 1, 32, 16), (513, 2, 34, 16), (1000, 2, 64, 16), (1024, 2, 64, 16)],
-)
-def test_large_cells_are_averaged_to_what_a_layer_can_read(size: int, averaged: int, side: int, rows: int) -> None:
-    cells = Cells(size, size, 16)
-    assert (cells.averaged, cells.side, cells.rows, cells.columns) == (averaged, side, rows, rows)
-    assert cells.filled(torch.zeros(1, 1, size, size)).shape[2] == rows * side
-
-
-def test_every_pixel_reaches_a_token() -> None:
-    torch.manual_seed(0)
-    embed = PatchTokens((1, 7, 5), 4, 8, "gelu")
-    map_BMHW = torch.randn(1, 1, 7, 5, requires_grad=True)
-    embed(map_BMHW).square().sum().backward()
-    assert map_BMHW.grad is not None and (map_BMHW.grad != 0).all()
-
-
-def test_place_norm_by_hand() -> None:
-    norm = make_norm("layer", 2)
-    feature_BCHW = torch.tensor([1.0, 3.0, 7.0, 5.0]).reshape(1, 2, 1, 2)  # places (1, 7) and (3, 5)
-    expected_BCHW = torch.tensor([-1.0, -1.0, 1.0, 1.0]).reshape(1, 2, 1, 2)
-    torch.testing.assert_close(norm(feature_BCHW), expected_BCHW, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="1 channel; widen it"):
-        make_norm("layer", 1)
-
-
 # --- what cannot be --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"prediction": "none", "fusion": "cross_attention"}, "start from nothing: choose a prediction"),
-        ({"flatten": True, "summary": "pooled"}, "choose flatten=false or summary=none"),
-        ({"skip_size": 8}, "set it to null, or choose that encoder"),
-        ({"skip_size": 8, "encoder": "cnn"}, "set it to null, or choose that encoder"),
-        ({"tokens": "encoder", "encoder": "cnn"}, "choose both, or tokens=patches"),
-        ({"tokens": "encoder", "fusion": "cross_attention"}, "choose both, or tokens=patches"),
-        ({"blocks": 0, "attention_size": 8}, "choose blocks of 1 or more"),
-        ({"blocks": 0, "fusion": "cross_attention"}, "choose blocks of 1 or more"),
-        ({"attention_size": 8, "smallest": 17}, "lower smallest to 16 or less"),
-        ({"fusion": "cross_attention", "smallest": 17}, "lower smallest to 16 or less"),
-        ({"attention_size": 64}, "less than or equal to 32"),
-        ({"grid": 64}, "less than or equal to 32"),
-    ],
-)
-def test_incoherent_designs_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        InverterDesign(**wrong)
 
 
 def test_designs_that_read_maps_and_releases_without_any_do_not_fit() -> None:
