@@ -1,7 +1,8 @@
 """Training on two ranks that Ray Train has placed, against two processes of torchrun with DistributedDataParallel.
 
 The same network, precision and images a step; one CPU thread a rank. Rounds of both take turns, and what is compared is
-the mean of a step over all of a round's steps but the first ones.
+the mean of a step over all of a round's steps but the first ones. Ray's own processes are there in the rounds of both
+sides; what they take from torchrun on this machine is a figure by itself.
 """
 
 import json
@@ -82,6 +83,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = WorkerSettings(count=RANKS, cpus=1)
+        job = one_epoch(folder, make_sets(folder / "alone", CASES[0][1], images=32), CASES[0], 0)
+        job.folder.parent.mkdir(parents=True)
+        alone = statistics.median(theirs(job, folder) for _ in range(ROUNDS))
         with TrainingGroup(settings, folder / "ray", folder / "group.log") as group:
             for case in CASES:
                 design, size, batch, stage = case
@@ -94,6 +98,11 @@ def main() -> None:
                 note = f"DDP {1000 * bare:.0f} ms, ours {1000 * full:.0f} ms a step"
                 title = f"{design} {size} px, batch {batch}, ZeRO-{stage}: DDP / ours"
                 figures.append(Figure(title, bare / full, "x", ">= 0.9", note))
+                if stage == 0:
+                    note = f"DDP without Ray {1000 * alone:.0f} ms, beside its processes {1000 * bare:.0f} ms"
+                    figures.append(
+                        Figure(f"{design} {size} px: DDP alone / DDP beside Ray", alone / bare, "x", "", note)
+                    )
     report("Training step on 2 ranks under Ray Train against torchrun DDP", figures)
 
 
