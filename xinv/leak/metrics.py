@@ -89,6 +89,11 @@ def image_metrics(reconstruction_BCHW: Tensor, image_BCHW: Tensor) -> dict[str, 
     reconstruction_BCHW = _clamped(reconstruction_BCHW, image_BCHW)
     image_BCHW = image_BCHW.float()
     mse_B = (reconstruction_BCHW - image_BCHW).square().flatten(1).mean(dim=1)
+    if image_BCHW.device.type == "cpu" and image_BCHW.shape[1] > 1:
+        # The window's convolution of each channel by itself is twice as fast so.
+        reconstruction_BCHW, image_BCHW = (
+            one.contiguous(memory_format=torch.channels_last) for one in (reconstruction_BCHW, image_BCHW)
+        )
     ssim_B = structural_similarity_index_measure(
         reconstruction_BCHW, image_BCHW, sigma=1.5, kernel_size=11, reduction="none", data_range=1.0
     )
