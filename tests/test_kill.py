@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from audits import audit, command, environment, scores_of
+from marks import marked
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +41,20 @@ def kill_in(runs: Path, stage: str, pause: float) -> bool:
         return False
 
 
-def leftovers() -> list[str]:
-    """Ray's processes that still live."""
-    names = ("raylet", "gcs_server")
-    return [process.name() for process in psutil.process_iter(["name"]) if process.info["name"] in names]
+@pytest.fixture(autouse=True)
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the environment of all processes that a test starts has, and nobody else's."""
+    monkeypatch.setenv("XINV_TEST_KILL", str(tmp_path))
+    return f"XINV_TEST_KILL={tmp_path}"
+
+
+def leftovers(mark: str) -> list[str]:
+    """Processes that a test's audits have left behind. (Ray's daemons among them: a worker's title may hide the mark.)"""
+    return [" ".join(psutil.Process(number).cmdline()) for number in marked(mark)]
 
 
 @pytest.mark.timeout(1800)
-def test_killed_at_every_stage_it_finishes_with_the_scores_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_at_every_stage_it_finishes_with_the_scores_of_an_undisturbed_run(tmp_path: Path, mark: str) -> None:
     whole, cut = tmp_path / "whole" / "runs", tmp_path / "cut" / "runs"
     for runs in (whole, cut):
         runs.parent.mkdir()
@@ -64,12 +71,12 @@ def test_killed_at_every_stage_it_finishes_with_the_scores_of_an_undisturbed_run
     left, right = scores_of(whole), scores_of(cut)
     for part in ("rows", "leaks", "evaluator", "target", "data"):
         assert left[part] == right[part], part
-    assert not leftovers()
+    assert not leftovers(mark)
     assert not list(cut.rglob("*.partial"))
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path, mark: str) -> None:
     runs = tmp_path / "runs"
     with subprocess.Popen(
         command(runs),
@@ -87,7 +94,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> 
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "the same command continues" in said and "Traceback" not in said
-    assert not leftovers()
+    assert not leftovers(mark)
     assert audit(runs).returncode == 0
 
 
@@ -102,8 +109,8 @@ def test_a_killed_rank_is_replaced_and_the_audit_finishes(tmp_path: Path) -> Non
         while not any(event["kind"] == "metrics" for event in events(runs)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in one.name()]
-        ranks = ranks or [one for one in psutil.process_iter() if "RayTrainWorker" in " ".join(one.cmdline())]
+        below = psutil.Process(process.pid).children(recursive=True)
+        ranks = [one for one in below if "RayTrainWorker" in " ".join([one.name(), *one.cmdline()])]
         assert len(ranks) == 2, ranks
         ranks[0].kill()
         _, said = process.communicate(timeout=400)
