@@ -49,7 +49,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def leftovers(mark: str) -> list[str]:
-    """Processes that a test's audits have left behind. (Ray's daemons among them: a worker's title may hide the mark.)"""
+    """Processes that a test's audits have left behind, Ray's daemons at least: a worker's title may hide the mark."""
     return [" ".join(psutil.Process(number).cmdline()) for number in marked(mark)]
 
 
