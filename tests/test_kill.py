@@ -49,8 +49,14 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def leftovers(mark: str) -> list[str]:
-    """Processes that a test's audits have left behind, Ray's daemons at least: a worker's title may hide the mark."""
-    return [" ".join(psutil.Process(number).cmdline()) for number in marked(mark)]
+    """Processes that a test's audits have left behind, Ray's daemons at least: a worker's title may hide the mark.
+
+    Those that end by themselves, when they notice that their parent is gone, have a moment for it.
+    """
+    deadline = time.monotonic() + 10
+    while (found := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return [" ".join(one.cmdline()) for one in psutil.process_iter() if one.pid in found]
 
 
 @pytest.mark.timeout(1800)
