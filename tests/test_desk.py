@@ -95,6 +95,18 @@ def test_a_job_stopped_while_the_group_was_away_is_not_begun_again() -> None:
     assert asyncio.run(talk()) == (1, "b", True)
 
 
+def test_nor_are_several_that_were_stopped_one_after_another() -> None:
+    async def talk() -> Any:
+        desk = Desk()
+        for number, name in enumerate("ab"):
+            await desk.post(name, paced=True)
+            await desk.stop(number)
+        await desk.post("c", paced=True)
+        return await desk.next_job("two", 0, 0)
+
+    assert asyncio.run(talk()) == (2, "c", True)
+
+
 @pytest.mark.parametrize(("messages", "alike"), [(["x", "x"], True), (["x", "y"], False), (["x"], False)])
 def test_ranks_stay_together_only_after_the_same_failure(
     messages: list[str], alike: bool, monkeypatch: pytest.MonkeyPatch

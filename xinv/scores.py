@@ -18,6 +18,7 @@ from xinv.stage import Finished
 from xinv.train.weights import load_classifier, load_inverter
 
 SCORES_FORMAT = 2
+"""As FORMATS in audit.py, of the scores."""
 
 
 def score_attacks(

@@ -67,10 +67,8 @@ class Desk:
 
     def _hand_out(self, handed: list[tuple[int, str, bool] | None]) -> bool:
         """Add what comes next; whether there was anything."""
-        number = len(self._outcomes)
-        if number in self._stopped and not self._closed:  # while the group was started again
-            self._settle(number, {"stopped": True})
-            number += 1
+        while (number := len(self._outcomes)) in self._stopped and not self._closed:
+            self._settle(number, {"stopped": True})  # while the group was started again
         if self._closed:
             handed.append(None)
         elif number < len(self._jobs) and not (handed and handed[-1] and handed[-1][0] == number):

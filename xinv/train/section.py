@@ -100,7 +100,7 @@ def deepspeed_section(
         "stage3_max_reuse_distance": LIVE,
         # By its defaults DeepSpeed reduces a copy of the bucket over all ranks, at stages 1 and 2, and copies back what
         # is a rank's own. So it reduces the bucket itself: the same traffic, less memory and time.
-        **({"reduce_scatter": False} if settings.zero_stage < 3 else {}),
+        "reduce_scatter": settings.zero_stage == 3,
         **given,
         "stage": settings.zero_stage,
     }
