@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fabricated import draw_pictures, fabricated
 
 from xinv.data.fields import schema_of
 from xinv.data.index import Index, ShardEntry, shard_path
@@ -102,3 +103,15 @@ def tiny_releases(tiny_images: Path) -> Path:
                 )
     write_set(folder, "releases", samples, ())
     return folder
+
+
+@pytest.fixture
+def scores() -> dict[str, Any]:
+    """The scores of an audit that was never run."""
+    return fabricated()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """The folder of their pictures."""
+    return draw_pictures(tmp_path)

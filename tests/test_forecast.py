@@ -6,11 +6,12 @@ import pytest
 import torch
 from searches import Play, load
 
+from xinv.base import trial_workers
 from xinv.nets.design import InverterDesign
 from xinv.parallel import WorkerSettings
 from xinv.search.forecast import Forecast, Speed, expected_epochs, forecast, time_first
 from xinv.search.record import Past
-from xinv.search.settings import AshaSettings, worker_settings
+from xinv.search.settings import AshaSettings
 from xinv.train.pace import images_per_second
 from xinv.train.settings import TrainingSettings
 from xinv.train.weights import InverterSpec
@@ -60,7 +61,7 @@ def test_a_search_of_the_record_is_forecast_and_done_when_it_is(tmp_path: Path) 
     play = Play(load(tmp_path))
     course = play.course
     timed = time_first(
-        play.config, course.task, course.space, course.price, worker_settings(play.config, WorkerSettings())
+        play.config, course.task, course.space, course.price, trial_workers(play.config.place, WorkerSettings())
     )
     assert timed is not None and timed.flops > 0 and timed.source == "a few steps of inside"
     ahead = forecast(play.config, course.task, course.space, course.price, 1, timed)

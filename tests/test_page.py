@@ -12,7 +12,6 @@ import pytest
 from browser import CHROMIUM
 from fabricated import (
     among_people,
-    draw_pictures,
     fabricated,
     in_subsets,
     judged_twice,
@@ -29,16 +28,6 @@ from xinv.report.measures import METRICS
 from xinv.report.page import summary_rows, verdict
 from xinv.report.rows import EXPLANATION_TITLES
 from xinv.report.summary import cautions
-
-
-@pytest.fixture
-def scores() -> dict[str, Any]:
-    return fabricated()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return draw_pictures(tmp_path)
 
 
 def test_every_number_of_the_scores_is_in_the_page(scores: dict[str, Any], pictures: Path) -> None:

@@ -4,22 +4,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pytest
-from fabricated import among_people, draw_pictures, fabricated, judged_twice, leak_of, modern, set_leak, with_row
+from fabricated import among_people, judged_twice, leak_of, modern, set_leak, with_row
 from pages import render, visible
 
 from xinv.report.measures import METRICS
 from xinv.report.summary import cautions, summary_rows, verdict
-
-
-@pytest.fixture
-def scores() -> dict[str, Any]:
-    return fabricated()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return draw_pictures(tmp_path)
 
 
 def test_the_verdict_names_the_strongest_leak_with_its_numbers(scores: dict[str, Any], pictures: Path) -> None:

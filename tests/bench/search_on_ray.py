@@ -73,12 +73,13 @@ def clocked() -> type:
 
 def drive(folder: str, name: str, overrides: str) -> None:
     """Run one search, its trials clocked."""
+    from xinv.base import trial_workers
     from xinv.parallel import connect
     from xinv.search import run, settings
 
     # Before Ray Tune is imported, as `run` does.
     config = settings.SearchConfig.model_validate(tree(Path(folder), name, json.loads(overrides)))
-    connect(settings.worker_settings(config, settings.base_audit(config).workers))
+    connect(trial_workers(config.place, settings.base_audit(config).workers))
     from xinv.search import process
 
     process.TrialProcess = clocked()  # type: ignore[misc]

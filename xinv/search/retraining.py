@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from xinv.attacks import InverterTraining, train_inverter
+from xinv.base import trial_workers
 from xinv.config import AuditConfig
 from xinv.errors import InputError, WorkError
 from xinv.parallel import Board, connect, resources
 from xinv.pool import Pool
 from xinv.progress import Progress
 from xinv.search.preflight import room_for
-from xinv.search.settings import SearchConfig, worker_settings
+from xinv.search.settings import SearchConfig
 from xinv.search.task import Ground, Task
 from xinv.track import Recorder
 from xinv.train.inline import InProcess
@@ -66,7 +67,7 @@ class Retraining:
             InputError, WorkError: after all others are done, those that failed; or no room for a single one.
             OSError: the disk; at once.
         """
-        config, settings = self.config, worker_settings(self.config, self.base.workers)
+        config, settings = self.config, trial_workers(self.config.place, self.base.workers)
         progress(0, 1, "waiting for the training processes")
         connect(settings)
         width = min(len(keys), room_for(config, resources(settings), self.memory_bytes).width)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xinv.audit import Screen, unseen
+from xinv.base import trial_workers
 from xinv.binding import bind_folder
 from xinv.config import AuditConfig
 from xinv.errors import WorkError
@@ -34,7 +35,7 @@ from xinv.search.offer import Offer, offer
 from xinv.search.preflight import room_for
 from xinv.search.record import TRIALS, Record
 from xinv.search.runs import TrialRuns
-from xinv.search.settings import UNBOUND, SearchConfig, base_audit, worker_settings
+from xinv.search.settings import UNBOUND, SearchConfig, base_audit
 from xinv.search.task import Ground, Task
 from xinv.stage import lock
 from xinv.track import Tracker
@@ -73,7 +74,7 @@ def run(
         tracker = Tracker(config.folder, base.track, config.name, shown, log, group=config.name, job="search")
         try:
             tracker.check()
-            workers = base.workers.model_copy(update={"address": worker_settings(config, base.workers).address})
+            workers = base.workers.model_copy(update={"address": trial_workers(config.place, base.workers).address})
             with TrainingGroup(workers, make_private(config.folder / "ray"), log) as group:
                 if not (config.folder / TRIALS).exists():
                     _check_place(config, workers, screen)
@@ -138,7 +139,7 @@ def _trials(
         reasons = [trial.reason for trial in record.past.trials.values() if trial.reason]
         raise WorkError(f"No trial came to a result. {reasons[-1] if reasons else ''}")
     if final is not None:
-        workers = worker_settings(config, base.workers).model_copy(update={"count": config.place.workers})
+        workers = trial_workers(config.place, base.workers).model_copy(update={"count": config.place.workers})
         with TrainingGroup(workers, make_private(config.folder / "ray"), config.folder / "log.txt") as group:
             final.run(record.past, group, screen)
     found = status(config, record.past, config.folder)
@@ -155,7 +156,7 @@ def _prepared(
 
     InputError where it has no room for one trial.
     """
-    workers, space, price, past = worker_settings(config, base.workers), course.space, course.price, course.past
+    workers, space, price, past = trial_workers(config.place, base.workers), course.space, course.price, course.past
     connect(workers)
     presets = [price(candidate).memory_bytes for _, candidate in space.presets()] if config.presets else []
     room = room_for(config, resources(workers), max(presets, default=0))

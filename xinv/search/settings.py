@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from xinv.base import Base, Overrides, changed, read_base, trial_workers
+from xinv.base import Base, Overrides, changed, read_base
 from xinv.bucket import StorageUrl
 from xinv.config import UNBOUND as CARRIES
 from xinv.config import AuditConfig, validated
 from xinv.errors import InputError
 from xinv.mistakes import checked
 from xinv.overrides import apply, load_yaml
-from xinv.parallel import WorkerSettings
 from xinv.search.choices import SpaceSettings
 from xinv.search.comparison import FinalSettings
 from xinv.search.record import read_earlier
@@ -201,8 +200,3 @@ def training_of(config: SearchConfig, base: AuditConfig) -> TrainingSettings:
             "trials would be compared at ages at which they are not validated. Make grace a multiple of it."
         )
     return training
-
-
-def worker_settings(config: SearchConfig, base: WorkerSettings) -> WorkerSettings:
-    """The cluster that trials run on, and the process of each."""
-    return trial_workers(config.place, base)
